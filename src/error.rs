@@ -1,0 +1,345 @@
+//! Why we, not your service, decided: refusals, the error types that carry them, and bad configuration.
+
+use std::{error, fmt, io, time::Duration};
+
+use thiserror::Error;
+
+use crate::kind::{Classify, Kind, Verdict};
+#[cfg(feature = "tower")]
+pub use crate::wrap::{WrapFuture, WrapLayer, WrapService};
+
+/// The one way in which *we* say no.
+///
+/// It travels inside your own error type ([`Refusal`]), never around it. [`Rejected::of`] finds it in
+/// any error.
+///
+/// ```
+/// use std::{io, time::Duration};
+/// use steadfast::Rejected;
+///
+/// let error = io::Error::from(Rejected::CircuitOpen { retry_after: Duration::from_millis(4_900) });
+/// assert_eq!(error.to_string(), "circuit open for 4.9s more");
+/// assert!(Rejected::of(&error).is_some_and(|rejected| !rejected.sent()));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[non_exhaustive]
+pub enum Rejected {
+    /// The circuit is open; the call was not sent.
+    #[error("circuit open for {retry_after:.1?} more")]
+    CircuitOpen {
+        /// When the circuit will next let a probe through.
+        retry_after: Duration,
+    },
+    /// The deadline came first.
+    #[error("deadline exceeded {}", if *.sent { "while the call was under way" } else { "before the call was sent" })]
+    DeadlineExceeded {
+        /// `false` only while a layer of ours still held the call; `true` means that it may have acted.
+        sent: bool,
+    },
+    /// The queue in front of the dependency would not do; the call was not sent.
+    #[error("overloaded: {reason}")]
+    Overloaded {
+        /// What stood in the way.
+        reason: Overload,
+    },
+}
+
+impl Rejected {
+    /// The refusal inside `error`, wherever in its source chain it is.
+    ///
+    /// ```
+    /// use steadfast::{Overload, Rejected};
+    ///
+    /// let inner = Rejected::Overloaded { reason: Overload::QueueFull };
+    /// let error: Box<dyn std::error::Error + Send + Sync> = std::io::Error::from(inner).into();
+    /// assert!(matches!(Rejected::of(&*error), Some(Rejected::Overloaded { .. })));
+    /// ```
+    pub fn of<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
+        let mut next = Some(error);
+        while let Some(error) = next {
+            if let Some(rejected) = error.downcast_ref::<Self>() {
+                return Some(rejected);
+            }
+            // `io::Error` hides what it wraps from `source()`, but not from `get_ref()`.
+            next = match error.downcast_ref::<io::Error>().map(io::Error::get_ref) {
+                Some(Some(inner)) => Some(inner),
+                _ => error.source(),
+            };
+        }
+        None
+    }
+
+    /// Whether the dependency may have acted on the call.
+    pub fn sent(&self) -> bool {
+        matches!(self, Self::DeadlineExceeded { sent: true })
+    }
+
+    /// When it makes sense to come back, where that is known.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::CircuitOpen { retry_after } => Some(*retry_after),
+            Self::DeadlineExceeded { .. } | Self::Overloaded { .. } => None,
+        }
+    }
+}
+
+/// Why the queue in front of a dependency refused a call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
+#[non_exhaustive]
+pub enum Overload {
+    /// As many calls wait as may.
+    #[error("the queue is full")]
+    QueueFull,
+    /// What is left of the deadline is less than its place in the queue is expected to take.
+    #[error("too little time is left for its place in the queue")]
+    TooLittleTime,
+    /// It waited as long as the queue's `max_wait` allows.
+    #[error("it waited in the queue for as long as is allowed")]
+    MaxWait,
+}
+
+/// An error type that can carry a refusal of ours; our layers need it of the inner service's error.
+///
+/// Implemented for [`Error<E>`], `Box<dyn Error + Send + Sync>`, [`io::Error`] and, with the `sqlx` feature,
+/// `sqlx::Error`. For an error that can't implement it, see [`WrapLayer`] and `Shield::run_wrapped`.
+///
+/// ```
+/// use steadfast::{Refusal, Rejected};
+///
+/// #[derive(Debug, thiserror::Error)]
+/// enum StoreError {
+///     #[error(transparent)]
+///     Rejected(#[from] Rejected),
+///     #[error("row {0} is missing")]
+///     Missing(u64),
+/// }
+///
+/// impl Refusal for StoreError {
+///     fn rejected(&self) -> Option<&Rejected> {
+///         if let Self::Rejected(rejected) = self { Some(rejected) } else { None }
+///     }
+/// }
+/// ```
+pub trait Refusal: From<Rejected> {
+    /// The refusal, if this error is one.
+    fn rejected(&self) -> Option<&Rejected>;
+}
+
+impl Refusal for Rejected {
+    fn rejected(&self) -> Option<&Rejected> {
+        Some(self)
+    }
+}
+
+impl Refusal for Box<dyn error::Error + Send + Sync> {
+    fn rejected(&self) -> Option<&Rejected> {
+        Rejected::of(&**self)
+    }
+}
+
+impl From<Rejected> for io::Error {
+    /// `TimedOut` for a deadline, `ResourceBusy` for an overload, `ConnectionRefused` for an open circuit.
+    fn from(rejected: Rejected) -> Self {
+        let kind = match rejected {
+            Rejected::CircuitOpen { .. } => io::ErrorKind::ConnectionRefused,
+            Rejected::DeadlineExceeded { .. } => io::ErrorKind::TimedOut,
+            Rejected::Overloaded { .. } => io::ErrorKind::ResourceBusy,
+        };
+        Self::new(kind, rejected)
+    }
+}
+
+impl Refusal for io::Error {
+    fn rejected(&self) -> Option<&Rejected> {
+        self.get_ref()?.downcast_ref()
+    }
+}
+
+/// Either a refusal of ours or the service's own error `E`; for error types that can't carry a refusal.
+///
+/// ```
+/// use steadfast::{Error, Rejected};
+///
+/// let error: Error<std::num::ParseIntError> = "x".parse::<i32>().unwrap_err().into();
+/// assert_eq!(error.to_string(), "invalid digit found in string");
+/// assert!(error.into_inner().is_some());
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Error<E> {
+    /// We refused the call.
+    Rejected(Rejected),
+    /// The service answered with its own error.
+    Inner(E),
+}
+
+impl<E> Error<E> {
+    /// The service's own error, unless we refused the call.
+    pub fn into_inner(self) -> Option<E> {
+        match self {
+            Self::Rejected(_) => None,
+            Self::Inner(error) => Some(error),
+        }
+    }
+}
+
+impl<E: fmt::Display> fmt::Display for Error<E> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Rejected(rejected) => rejected.fmt(f),
+            Self::Inner(error) => error.fmt(f),
+        }
+    }
+}
+
+impl<E: error::Error + 'static> error::Error for Error<E> {
+    /// The refusal itself, or the source of the service's error: the service's own message stands here
+    /// already and would otherwise be printed twice.
+    fn source(&self) -> Option<&(dyn error::Error + 'static)> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected),
+            Self::Inner(error) => error.source(),
+        }
+    }
+}
+
+impl<E> From<Rejected> for Error<E> {
+    fn from(rejected: Rejected) -> Self {
+        Self::Rejected(rejected)
+    }
+}
+
+impl<E> Refusal for Error<E> {
+    fn rejected(&self) -> Option<&Rejected> {
+        match self {
+            Self::Rejected(rejected) => Some(rejected),
+            Self::Inner(_) => None,
+        }
+    }
+}
+
+/// What `result` means to the parts of a stack: a refusal of ours is recognised before `classify` is asked.
+///
+/// A call that was sent and then ran out of time may have acted; every other refusal says nothing about the
+/// dependency.
+pub(crate) fn judge<T, E, C>(classify: &C, result: &Result<T, E>) -> Verdict
+where
+    E: Refusal,
+    C: Classify<T, E>,
+{
+    match result {
+        Ok(_) => classify.classify(result.as_ref()),
+        Err(error) => match error.rejected() {
+            Some(rejected) if rejected.sent() => Kind::Ambiguous.into(),
+            Some(_) => Kind::Ignored.into(),
+            None => classify.classify(result.as_ref()),
+        },
+    }
+}
+
+/// Lets a classifier written for `E` judge an [`Error<E>`], as [`WrapLayer`] makes it.
+///
+/// ```
+/// use steadfast::{Classify, Error, Kind, by_error, error::Wrapped};
+///
+/// let classify = Wrapped(by_error(|_: &std::fmt::Error| Kind::Broken));
+/// let result: Result<(), _> = Err(Error::Inner(std::fmt::Error));
+/// assert_eq!(classify.classify(result.as_ref()).kind, Kind::Broken);
+/// ```
+#[derive(Clone, Copy, Debug)]
+pub struct Wrapped<C>(
+    /// The classifier for the service's own error.
+    pub C,
+);
+
+impl<T, E, C: Classify<T, E>> Classify<T, Error<E>> for Wrapped<C> {
+    fn classify(&self, result: Result<&T, &Error<E>>) -> Verdict {
+        match result {
+            Ok(value) => self.0.classify(Ok(value)),
+            Err(Error::Inner(error)) => self.0.classify(Err(error)),
+            Err(Error::Rejected(_)) => Kind::Ignored.into(),
+        }
+    }
+}
+
+/// An argument that can't be used, refused when a part is built.
+///
+/// ```
+/// use steadfast::Breaker;
+///
+/// let error = Breaker::builder().failure_rate(1.2).build().unwrap_err();
+/// assert_eq!(error.to_string(), "breaker: failure_rate is 1.2, but must be over 0 and at most 1");
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{part}: {setting} is {value}, but must be {allowed}")]
+pub struct ConfigError {
+    part: &'static str,
+    setting: &'static str,
+    value: String,
+    allowed: String,
+}
+
+impl ConfigError {
+    /// `part` is what is built, `setting` the setter's name; `allowed` completes "must be ..".
+    pub(crate) fn new(
+        part: &'static str,
+        setting: &'static str,
+        value: impl fmt::Debug,
+        allowed: impl Into<String>,
+    ) -> Self {
+        Self {
+            part,
+            setting,
+            value: format!("{value:?}"),
+            allowed: allowed.into(),
+        }
+    }
+
+    /// The setter's name.
+    pub fn setting(&self) -> &'static str {
+        self.setting
+    }
+
+    /// A rate: over 0 and at most 1.
+    pub(crate) fn check_rate(
+        part: &'static str,
+        setting: &'static str,
+        rate: f64,
+    ) -> Result<(), Self> {
+        if rate > 0.0 && rate <= 1.0 {
+            return Ok(());
+        }
+        Err(Self::new(part, setting, rate, "over 0 and at most 1"))
+    }
+
+    /// A count: at least `least`, at most `most`.
+    pub(crate) fn check_count(
+        part: &'static str,
+        setting: &'static str,
+        count: usize,
+        least: usize,
+        most: usize,
+    ) -> Result<(), Self> {
+        if (least..=most).contains(&count) {
+            return Ok(());
+        }
+        let allowed = format!("at least {least} and at most {most}");
+        Err(Self::new(part, setting, count, allowed))
+    }
+
+    /// A time: at least `least`, at most a year, so that no sum of an instant and a setting overflows.
+    pub(crate) fn check_time(
+        part: &'static str,
+        setting: &'static str,
+        time: Duration,
+        least: Duration,
+    ) -> Result<(), Self> {
+        if time >= least && time <= LONGEST {
+            return Ok(());
+        }
+        let allowed = format!("at least {least:?} and at most 365 days");
+        Err(Self::new(part, setting, time, allowed))
+    }
+}
+
+/// The longest time that a setting or a hint may name.
+pub(crate) const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);

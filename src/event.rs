@@ -1,0 +1,350 @@
+//! What a stack reports: one enum of events, delivered to an [`Observer`].
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use crate::{error::Rejected, kind::Kind};
+
+/// The name of a breaker, limiter, retry or shield in events and messages.
+///
+/// A `&'static str` costs nothing; a `String` is shared, never copied into an event.
+///
+/// ```
+/// use steadfast::event::Name;
+///
+/// let tenant = Name::from(format!("tenant-{}", 7));
+/// assert_eq!(tenant.as_str(), "tenant-7");
+/// ```
+#[derive(Clone, PartialEq, Eq, Hash)]
+pub struct Name(Repr);
+
+#[derive(Clone, PartialEq, Eq, Hash)]
+enum Repr {
+    Static(&'static str),
+    Shared(Arc<str>),
+}
+
+impl Name {
+    /// A name known when the program is built.
+    pub const fn new(name: &'static str) -> Self {
+        Self(Repr::Static(name))
+    }
+
+    /// The text of the name.
+    pub fn as_str(&self) -> &str {
+        match &self.0 {
+            Repr::Static(name) => name,
+            Repr::Shared(name) => name,
+        }
+    }
+}
+
+impl From<&'static str> for Name {
+    fn from(name: &'static str) -> Self {
+        Self::new(name)
+    }
+}
+
+impl From<String> for Name {
+    fn from(name: String) -> Self {
+        Self(Repr::Shared(name.into()))
+    }
+}
+
+impl fmt::Display for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for Name {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+/// What a circuit lets through.
+///
+/// ```
+/// use steadfast::{Breaker, breaker::State};
+///
+/// let breaker = Breaker::default();
+/// breaker.force_open();
+/// assert_eq!(breaker.state(), State::ForcedOpen);
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum State {
+    /// Every call.
+    Closed,
+    /// None, until its time is over.
+    Open,
+    /// A few probes.
+    HalfOpen,
+    /// None, until it is reset.
+    ForcedOpen,
+    /// Every call, whatever the results, until it is reset.
+    ForcedClosed,
+}
+
+impl State {
+    /// The name in lower case, as it stands in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Open => "open",
+            Self::HalfOpen => "half-open",
+            Self::ForcedOpen => "forced open",
+            Self::ForcedClosed => "forced closed",
+        }
+    }
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Why a circuit changed its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Too many calls of the window failed.
+    FailureRate,
+    /// Too many calls failed in a row.
+    Consecutive,
+    /// Too many calls of the window were slow.
+    SlowRate,
+    /// The open time is over.
+    OpenTimeOver,
+    /// A probe failed.
+    ProbeFailed,
+    /// A probe's slot expired before it came back.
+    ProbeExpired,
+    /// Enough probes succeeded.
+    ProbesSucceeded,
+    /// Somebody asked for it.
+    Asked,
+}
+
+impl Cause {
+    /// The name in lower case, as it stands in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::FailureRate => "failure rate",
+            Self::Consecutive => "consecutive failures",
+            Self::SlowRate => "slow-call rate",
+            Self::OpenTimeOver => "open time over",
+            Self::ProbeFailed => "probe failed",
+            Self::ProbeExpired => "probe expired",
+            Self::ProbesSucceeded => "probes succeeded",
+            Self::Asked => "asked",
+        }
+    }
+}
+
+/// Why no further attempt was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum GaveUp {
+    /// As many attempts were made as may.
+    Attempts,
+    /// The next one could not start before the deadline.
+    Deadline,
+    /// The retry budget is empty.
+    Budget,
+}
+
+impl GaveUp {
+    /// The name in lower case, as it stands in events.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Attempts => "attempts used up",
+            Self::Deadline => "deadline too near",
+            Self::Budget => "retry budget empty",
+        }
+    }
+}
+
+/// Something that happened in a stack; built only where somebody listens.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// An attempt failed and another one will follow.
+    Retry {
+        /// The name of the retry or shield.
+        name: &'a Name,
+        /// The attempt that failed; the first is 1.
+        attempt: u32,
+        /// What it meant.
+        kind: Kind,
+        /// How long until the next attempt.
+        delay: Duration,
+    },
+    /// An attempt failed, could have been repeated, and was not.
+    GaveUp {
+        /// The name of the retry or shield.
+        name: &'a Name,
+        /// How many attempts were made.
+        attempts: u32,
+        /// What the last one meant.
+        kind: Kind,
+        /// Why it was not repeated.
+        reason: GaveUp,
+    },
+    /// A circuit changed its state.
+    Transition {
+        /// The breaker's name.
+        name: &'a Name,
+        /// The state it left.
+        from: State,
+        /// The state it is in.
+        to: State,
+        /// Why.
+        cause: Cause,
+    },
+    /// A layer of ours refused a call.
+    Refused {
+        /// The name of the part that refused.
+        name: &'a Name,
+        /// The refusal.
+        rejected: &'a Rejected,
+    },
+}
+
+/// Somebody who wants to know; called outside every lock, in the task in which the event happened.
+///
+/// It must not block. It may call the handles back: nothing of theirs is locked. A pair of
+/// observers is an observer.
+///
+/// ```
+/// use std::sync::atomic::{AtomicU32, Ordering};
+/// use steadfast::{Event, Observer};
+///
+/// #[derive(Default)]
+/// struct CountRetries(AtomicU32);
+///
+/// impl Observer for CountRetries {
+///     fn on_event(&self, event: &Event<'_>) {
+///         if let Event::Retry { .. } = event {
+///             self.0.fetch_add(1, Ordering::Relaxed);
+///         }
+///     }
+/// }
+/// ```
+pub trait Observer: Send + Sync + 'static {
+    /// `event` happened.
+    fn on_event(&self, event: &Event<'_>);
+}
+
+impl<O: Observer + ?Sized> Observer for Arc<O> {
+    fn on_event(&self, event: &Event<'_>) {
+        (**self).on_event(event);
+    }
+}
+
+impl<A: Observer, B: Observer> Observer for (A, B) {
+    fn on_event(&self, event: &Event<'_>) {
+        self.0.on_event(event);
+        self.1.on_event(event);
+    }
+}
+
+/// The observer that every part has unless told otherwise: hands events to [`tracing`].
+///
+/// Transitions to open and refusals of a deadline are not errors of ours; transitions are `WARN` and `INFO`, a call that
+/// was given up is `WARN`, retries and refusals are `DEBUG`: under overload there are as many as calls.
+#[cfg(feature = "tower")]
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tracing;
+
+#[cfg(feature = "tower")]
+impl Observer for Tracing {
+    fn on_event(&self, event: &Event<'_>) {
+        match event {
+            Event::Retry {
+                name,
+                attempt,
+                kind,
+                delay,
+            } => {
+                tracing::debug!(%name, attempt, %kind, ?delay, "attempt failed, will be repeated");
+            }
+            Event::GaveUp {
+                name,
+                attempts,
+                kind,
+                reason,
+            } => {
+                tracing::warn!(%name, attempts, %kind, reason = reason.as_str(), "gave up");
+            }
+            Event::Transition {
+                name,
+                from,
+                to,
+                cause,
+            } => {
+                let cause = cause.as_str();
+                match to {
+                    State::Open | State::ForcedOpen => {
+                        tracing::warn!(%name, %from, %to, cause, "circuit changed");
+                    }
+                    State::Closed | State::HalfOpen | State::ForcedClosed => {
+                        tracing::info!(%name, %from, %to, cause, "circuit changed");
+                    }
+                }
+            }
+            Event::Refused { name, rejected } => {
+                tracing::debug!(%name, %rejected, "call refused");
+            }
+        }
+    }
+}
+
+/// A part's name and its observer.
+#[cfg(feature = "tower")]
+#[derive(Clone)]
+pub(crate) struct Reporter {
+    name: Name,
+    observer: Option<Arc<dyn Observer>>,
+}
+
+#[cfg(feature = "tower")]
+impl Reporter {
+    /// Reports to [`Tracing`] under `name`.
+    pub(crate) const fn new(name: &'static str) -> Self {
+        Self {
+            name: Name::new(name),
+            observer: None,
+        }
+    }
+
+    pub(crate) fn rename(&mut self, name: Name) {
+        self.name = name;
+    }
+
+    pub(crate) fn observe(&mut self, observer: impl Observer) {
+        self.observer = Some(Arc::new(observer));
+    }
+
+    pub(crate) fn name(&self) -> &Name {
+        &self.name
+    }
+
+    /// Delivers the event that `make` builds from the part's name.
+    #[cold]
+    pub(crate) fn emit<'a>(&'a self, make: impl FnOnce(&'a Name) -> Event<'a>) {
+        let event = make(&self.name);
+        match &self.observer {
+            Some(observer) => observer.on_event(&event),
+            None => Tracing.on_event(&event),
+        }
+    }
+}
+
+#[cfg(feature = "tower")]
+impl fmt::Debug for Reporter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(&self.name, f)
+    }
+}
