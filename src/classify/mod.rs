@@ -1,0 +1,1 @@
+//! Ready-made classifiers, and the tables behind them.

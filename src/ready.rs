@@ -1,0 +1,104 @@
+//! Calling a service that may not be ready.
+
+use std::{
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll, Waker, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+pin_project! {
+    /// One call of `S`, readied first.
+    ///
+    /// Invariant: the instance that was readied is the instance that is called.
+    pub(crate) struct ReadyCall<S, Req>
+    where
+        S: Service<Req>,
+    {
+        #[pin]
+        state: State<S, Req, S::Future>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, Req, F>
+    where
+        S: Service<Req>,
+    {
+        // Readying -> Calling: the service is ready.
+        Readying { held: Option<(S, Req)> },
+        Calling { #[pin] future: F },
+        // The service failed to become ready when `begin` asked.
+        Failed { error: Option<S::Error> },
+    }
+}
+
+impl<S, Req> ReadyCall<S, Req>
+where
+    S: Service<Req>,
+{
+    /// Calls `service` at once if it is ready; else moves it into the future and leaves a clone in its place.
+    pub(crate) fn begin(service: &mut S, request: Req) -> Self
+    where
+        S: Clone,
+    {
+        // Nobody is there to be woken yet: a service that is not ready is asked again when the future is polled.
+        let mut cx = Context::from_waker(Waker::noop());
+        let state = match service.poll_ready(&mut cx) {
+            Poll::Ready(Ok(())) => State::Calling {
+                future: service.call(request),
+            },
+            Poll::Ready(Err(error)) => State::Failed { error: Some(error) },
+            Poll::Pending => {
+                let clone = service.clone();
+                let held = Some((mem::replace(service, clone), request));
+                State::Readying { held }
+            }
+        };
+        Self { state }
+    }
+
+    /// Touches `service` only when the future is polled.
+    pub(crate) fn later(service: S, request: Req) -> Self {
+        let held = Some((service, request));
+        Self {
+            state: State::Readying { held },
+        }
+    }
+
+    /// Whether the service has the request already.
+    pub(crate) fn is_sent(&self) -> bool {
+        !matches!(self.state, State::Readying { .. })
+    }
+}
+
+impl<S, Req> Future for ReadyCall<S, Req>
+where
+    S: Service<Req>,
+{
+    type Output = Result<S::Response, S::Error>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let mut state = self.project().state;
+        loop {
+            match state.as_mut().project() {
+                StateProj::Calling { future } => return future.poll(cx),
+                StateProj::Failed { error } => {
+                    let error = error.take().expect("polled again after its result");
+                    return Poll::Ready(Err(error));
+                }
+                StateProj::Readying { held } => {
+                    let (service, _) = held.as_mut().expect("held until the service is called");
+                    ready!(service.poll_ready(cx))?;
+                    let (mut service, request) = held.take().expect("held until it is called");
+                    let future = service.call(request);
+                    state.set(State::Calling { future });
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! The one clock and the one timer. Nothing else in the crate reads time or sleeps.
+//!
+//! Both are tokio's, so that a paused test clock moves the whole crate. Instants are [`std::time::Instant`]s,
+//! which the pure cores can take without knowing tokio.
+#![allow(clippy::disallowed_methods, reason = "this is where the clock is read")]
+
+use std::{
+    cell::RefCell,
+    future::Future,
+    mem,
+    pin::Pin,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use tokio::{
+    runtime::{Handle, Id},
+    time::Sleep,
+};
+
+use crate::error::LONGEST;
+
+/// The present.
+pub(crate) fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// A timer that costs nothing until it is first waited for, and no allocation where its thread kept an old one.
+///
+/// Invariants:
+/// 1. A `Sleep` is only ever polled on the runtime that it was made on: one whose runtime is gone panics.
+/// 2. An idle `Sleep` lies a year ahead, so that it does not wake the task that last used it.
+pub(crate) struct Timer {
+    made: Option<Made>,
+}
+
+struct Made {
+    on: Option<Id>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Timer {
+    pub(crate) const fn new() -> Self {
+        Self { made: None }
+    }
+
+    /// Ready once `at` has come. `at` may differ from one poll to the next.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with time enabled.
+    pub(crate) fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
+        let at = tokio::time::Instant::from_std(at);
+        let sleep = &mut self.made.get_or_insert_with(|| take(at)).sleep;
+        if sleep.deadline() != at {
+            sleep.as_mut().reset(at);
+        }
+        sleep.as_mut().poll(cx)
+    }
+}
+
+impl Drop for Timer {
+    fn drop(&mut self) {
+        if let Some(made) = self.made.take() {
+            put(made);
+        }
+    }
+}
+
+/// The idle timers of one thread, all made on the runtime `made_on`.
+struct Pool {
+    made_on: Option<Id>,
+    idle: Vec<Pin<Box<Sleep>>>,
+}
+
+/// As many as a thread's tasks are likely to start between two of their timers' ends.
+const IDLE: usize = 64;
+
+thread_local! {
+    static POOL: RefCell<Pool> = const { RefCell::new(Pool { made_on: None, idle: Vec::new() }) };
+}
+
+fn here() -> Option<Id> {
+    Handle::try_current().ok().map(|handle| handle.id())
+}
+
+fn take(at: tokio::time::Instant) -> Made {
+    let on = here();
+    let mut stale = Vec::new();
+    let pooled = POOL.with_borrow_mut(|pool| {
+        if pool.made_on != on {
+            pool.made_on = on;
+            stale = mem::take(&mut pool.idle);
+        }
+        pool.idle.pop()
+    });
+    // Dropped outside the borrow: a timer's waker may be the last owner of a task that has timers of its own.
+    drop(stale);
+    let sleep = pooled.unwrap_or_else(|| Box::pin(tokio::time::sleep_until(at)));
+    Made { on, sleep }
+}
+
+fn put(Made { on, mut sleep }: Made) {
+    if on != here() {
+        return;
+    }
+    // The thread's storage may be gone already when a task is dropped at its end.
+    let _ = POOL.try_with(|pool| {
+        let Ok(mut pool) = pool.try_borrow_mut() else {
+            return;
+        };
+        if pool.made_on == on && pool.idle.len() < IDLE {
+            let idle = sleep.deadline() + LONGEST;
+            sleep.as_mut().reset(idle);
+            pool.idle.push(sleep);
+        }
+    });
+}

@@ -1,0 +1,84 @@
+//! Giving a service an error type that can carry a refusal.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll},
+};
+
+use pin_project_lite::pin_project;
+use tower_layer::Layer;
+use tower_service::Service;
+
+use crate::error::Error;
+
+/// Turns a service's error `E` into [`Error<E>`], so that the layers around it can refuse; goes innermost.
+///
+/// ```
+/// use std::convert::Infallible;
+/// use steadfast::{ConcurrencyLimiter, error::WrapLayer};
+/// use tower::{ServiceBuilder, ServiceExt};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let service = ServiceBuilder::new()
+///     .layer(ConcurrencyLimiter::new(8)?.layer())
+///     .layer(WrapLayer)
+///     .service_fn(async |n: u32| Ok::<_, Infallible>(n + 1));
+/// assert_eq!(service.oneshot(1).await?, 2);
+/// # Ok(()) }
+/// ```
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WrapLayer;
+
+impl<S> Layer<S> for WrapLayer {
+    type Service = WrapService<S>;
+
+    fn layer(&self, inner: S) -> Self::Service {
+        WrapService { inner }
+    }
+}
+
+/// The service that [`WrapLayer`] makes.
+#[derive(Clone, Copy, Debug)]
+pub struct WrapService<S> {
+    inner: S,
+}
+
+impl<S, Req> Service<Req> for WrapService<S>
+where
+    S: Service<Req>,
+{
+    type Response = S::Response;
+    type Error = Error<S::Error>;
+    type Future = WrapFuture<S::Future>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        self.inner.poll_ready(cx).map_err(Error::Inner)
+    }
+
+    fn call(&mut self, request: Req) -> Self::Future {
+        WrapFuture {
+            future: self.inner.call(request),
+        }
+    }
+}
+
+pin_project! {
+    /// The future of a [`WrapService`].
+    #[derive(Debug)]
+    pub struct WrapFuture<F> {
+        #[pin]
+        future: F,
+    }
+}
+
+impl<F, T, E> Future for WrapFuture<F>
+where
+    F: Future<Output = Result<T, E>>,
+{
+    type Output = Result<T, Error<E>>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.project().future.poll(cx).map_err(Error::Inner)
+    }
+}
