@@ -11,15 +11,58 @@
 pub mod classify;
 pub mod error;
 pub mod event;
+mod fifo;
 mod kind;
+mod ring;
+mod shard;
+mod sync;
+#[cfg(test)]
+mod testing;
 
 #[cfg(feature = "tower")]
+mod ambient;
+#[cfg(feature = "tower")]
+pub mod breaker;
+#[cfg(feature = "tower")]
+pub mod deadline;
+#[cfg(feature = "tower")]
+mod gated;
+#[cfg(feature = "tower")]
+pub mod limit;
+#[cfg(feature = "tower")]
 mod ready;
+#[cfg(feature = "tower")]
+pub mod retry;
 #[cfg(feature = "tower")]
 mod time;
 #[cfg(feature = "tower")]
 mod wrap;
 
+#[cfg(not(feature = "tower"))]
+mod breaker {
+    mod circuit;
+    mod window;
+}
+#[cfg(not(feature = "tower"))]
+mod limit {
+    mod estimate;
+    mod gate;
+}
+#[cfg(not(feature = "tower"))]
+mod retry {
+    mod backoff;
+    mod balance;
+    mod schedule;
+}
+
+#[cfg(feature = "tower")]
+pub use breaker::Breaker;
+#[cfg(feature = "tower")]
+pub use deadline::Deadline;
 pub use error::{ConfigError, Error, Overload, Refusal, Rejected};
 pub use event::{Event, Observer};
 pub use kind::{ByError, Classify, Effect, Kind, Verdict, by_error};
+#[cfg(feature = "tower")]
+pub use limit::ConcurrencyLimiter;
+#[cfg(feature = "tower")]
+pub use retry::Retry;

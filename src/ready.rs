@@ -1,4 +1,8 @@
 //! Calling a service that may not be ready.
+//!
+//! Invariants:
+//! 1. The instance that was readied is the instance that is called.
+//! 2. A request that is still held here when the deadline comes is refused as not sent.
 
 use std::{
     future::Future,
@@ -10,10 +14,10 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
+use crate::{ambient, error::Rejected, time::Timer};
+
 pin_project! {
     /// One call of `S`, readied first.
-    ///
-    /// Invariant: the instance that was readied is the instance that is called.
     pub(crate) struct ReadyCall<S, Req>
     where
         S: Service<Req>,
@@ -29,11 +33,12 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // Readying -> Calling: the service is ready.
-        Readying { held: Option<(S, Req)> },
+        // Readying -> Calling: the service is ready. Readying -> Over: the deadline came first.
+        Readying { held: Option<(S, Req)>, timer: Timer },
         Calling { #[pin] future: F },
         // The service failed to become ready when `begin` asked.
         Failed { error: Option<S::Error> },
+        Over,
     }
 }
 
@@ -56,7 +61,10 @@ where
             Poll::Pending => {
                 let clone = service.clone();
                 let held = Some((mem::replace(service, clone), request));
-                State::Readying { held }
+                State::Readying {
+                    held,
+                    timer: Timer::new(),
+                }
             }
         };
         Self { state }
@@ -66,19 +74,18 @@ where
     pub(crate) fn later(service: S, request: Req) -> Self {
         let held = Some((service, request));
         Self {
-            state: State::Readying { held },
+            state: State::Readying {
+                held,
+                timer: Timer::new(),
+            },
         }
-    }
-
-    /// Whether the service has the request already.
-    pub(crate) fn is_sent(&self) -> bool {
-        !matches!(self.state, State::Readying { .. })
     }
 }
 
 impl<S, Req> Future for ReadyCall<S, Req>
 where
     S: Service<Req>,
+    S::Error: From<Rejected>,
 {
     type Output = Result<S::Response, S::Error>;
 
@@ -91,13 +98,22 @@ where
                     let error = error.take().expect("polled again after its result");
                     return Poll::Ready(Err(error));
                 }
-                StateProj::Readying { held } => {
+                StateProj::Readying { held, timer } => {
                     let (service, _) = held.as_mut().expect("held until the service is called");
-                    ready!(service.poll_ready(cx))?;
+                    if service.poll_ready(cx)?.is_pending() {
+                        let Some(at) = ambient::current() else {
+                            return Poll::Pending;
+                        };
+                        ready!(timer.poll(at, cx));
+                        state.set(State::Over);
+                        let refused = Rejected::DeadlineExceeded { sent: false };
+                        return Poll::Ready(Err(refused.into()));
+                    }
                     let (mut service, request) = held.take().expect("held until it is called");
                     let future = service.call(request);
                     state.set(State::Calling { future });
                 }
+                StateProj::Over => panic!("polled again after its result"),
             }
         }
     }

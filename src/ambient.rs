@@ -1,0 +1,97 @@
+//! The deadline that surrounds the code that runs now.
+//!
+//! Invariants:
+//! 1. A bound only ever gets shorter on its way in: what is entered is the minimum of the outer one and our own.
+//! 2. What was entered is left again before the poll, call or drop around it returns, even by a panic.
+//! 3. The clock is read only when somebody needs an instant; from then on that bound stays where it is.
+
+use std::{
+    cell::Cell,
+    time::{Duration, Instant},
+};
+
+use crate::time;
+
+/// When the work at hand must be over: an instant, a length that nobody has counted from yet, or the earlier of both.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Bound {
+    at: Option<Instant>,
+    within: Option<Duration>,
+}
+
+impl Bound {
+    /// The bound around the code that runs now.
+    pub(crate) fn ambient() -> Self {
+        CURRENT.get()
+    }
+
+    /// At `at`, or earlier where `self` is.
+    pub(crate) fn until(mut self, at: Instant) -> Self {
+        self.at = Some(self.at.map_or(at, |outer| outer.min(at)));
+        self
+    }
+
+    /// `within` from when it is first waited for, or earlier where `self` is.
+    pub(crate) fn within(mut self, within: Duration) -> Self {
+        self.within = Some(self.within.map_or(within, |outer| outer.min(within)));
+        self
+    }
+
+    /// The instant, counting from `now` what nobody has counted from yet.
+    pub(crate) fn resolve(&mut self, now: Instant) -> Option<Instant> {
+        if let Some(within) = self.within.take() {
+            *self = self.until(now + within);
+        }
+        self.at
+    }
+
+    /// The instant; reads the clock if nobody has yet.
+    pub(crate) fn resolve_now(&mut self) -> Option<Instant> {
+        if self.within.is_some() {
+            self.resolve(time::now())
+        } else {
+            self.at
+        }
+    }
+
+    /// The instant, if it is known already.
+    pub(crate) fn known(&self) -> Option<Instant> {
+        self.at
+    }
+
+    /// Whether it is known to be over; reads the clock only where there is an instant to compare with.
+    pub(crate) fn is_over(&self) -> bool {
+        self.at.is_some_and(|at| time::now() >= at)
+    }
+
+    /// Runs `f` with this bound around it.
+    pub(crate) fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        let outer = CURRENT.replace(*self);
+        let _left = Entered { bound: self, outer };
+        f()
+    }
+}
+
+/// The instant by which the code that runs now must be over; reads the clock if nobody has yet.
+pub(crate) fn current() -> Option<Instant> {
+    let mut bound = CURRENT.get();
+    let at = bound.resolve_now();
+    CURRENT.set(bound);
+    at
+}
+
+struct Entered<'a> {
+    bound: &'a mut Bound,
+    outer: Bound,
+}
+
+impl Drop for Entered<'_> {
+    fn drop(&mut self) {
+        // What was resolved inside is kept.
+        *self.bound = CURRENT.replace(self.outer);
+    }
+}
+
+thread_local! {
+    static CURRENT: Cell<Bound> = const { Cell::new(Bound { at: None, within: None }) };
+}

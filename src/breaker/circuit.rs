@@ -1,0 +1,386 @@
+//! The circuit itself: which calls may pass, and what their results change. Time and chance are passed in.
+//!
+//! ```text
+//!            too many bad calls                    open time over, somebody calls
+//!  Closed ───────────────────────► Open ───────────────────────────────► HalfOpen
+//!    ▲                              ▲                                        │
+//!    │   enough good probes         └── a probe failed, or its slot expired ─┤
+//!    └───────────────────────────────────────────────────────────────────────┘
+//! ```
+//!
+//! Invariants:
+//! 1. A ticket is worth something in its own epoch only; each change of state begins a new one.
+//! 2. Unexpired slots ≤ probes. A slot is freed by its own ticket, at most once.
+//! 3. An expired slot is a failed probe at the moment of its expiry, whenever that is noticed.
+//! 4. Open time grows only by failed probe rounds in a row; closing forgets them.
+
+use std::{
+    num::NonZeroU32,
+    time::{Duration, Instant},
+};
+
+use super::window::{Counts, Window};
+use crate::{
+    event::{Cause, State},
+    ring::Ticks,
+};
+
+/// When a circuit opens and how it closes again.
+#[derive(Clone, Debug)]
+pub(crate) struct Rules {
+    pub(crate) failure_rate: Option<f64>,
+    pub(crate) minimum_calls: u32,
+    pub(crate) window: Duration,
+    pub(crate) consecutive: Option<NonZeroU32>,
+    pub(crate) slow: Option<Slow>,
+    pub(crate) open_for: Duration,
+    pub(crate) max_open_for: Duration,
+    pub(crate) probes: u32,
+    pub(crate) required_successes: u32,
+}
+
+/// When a call is slow, and how many of them open the circuit.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Slow {
+    pub(crate) after: Duration,
+    pub(crate) rate: f64,
+}
+
+/// The right to make one call, as plain data: what the circuit wants to see again with the result.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ticket {
+    pub(crate) epoch: u64,
+    slot: Option<u64>,
+}
+
+impl Ticket {
+    /// For a call that passes though nothing is to be learnt from it.
+    pub(crate) const STRAY: Self = Self {
+        epoch: 0,
+        slot: None,
+    };
+
+    /// For a call through the closed circuit of `epoch`.
+    pub(crate) fn closed(epoch: u64) -> Self {
+        Self { epoch, slot: None }
+    }
+
+    pub(crate) fn is_probe(&self) -> bool {
+        self.slot.is_some()
+    }
+}
+
+/// What a result says about the dependency.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// Nothing: the slot is freed, nothing is counted.
+    Neutral,
+    /// It answered.
+    Counted {
+        bad: bool,
+        slow: bool,
+        /// The dependency asked not to be called again before this much time has passed.
+        retry_after: Option<Duration>,
+    },
+}
+
+/// A change of state, to be told outside the lock.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Change {
+    pub(crate) from: State,
+    pub(crate) to: State,
+    pub(crate) cause: Cause,
+}
+
+pub(crate) struct Circuit {
+    rules: Rules,
+    ticks: Ticks,
+    phase: Phase,
+    forced: Option<Forced>,
+    epoch: u64,
+    window: Window,
+    in_a_row: u32,
+    failed_rounds: u32,
+    next_slot: u64,
+    changes: Vec<Change>,
+}
+
+enum Phase {
+    Closed,
+    Open { until: Instant },
+    HalfOpen { slots: Vec<Slot>, successes: u32 },
+}
+
+struct Slot {
+    id: u64,
+    expires: Instant,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Forced {
+    Open,
+    Closed,
+    /// Judges, changes its state and reports, but lets every call pass.
+    ObserveOnly,
+}
+
+impl Circuit {
+    pub(crate) fn new(rules: Rules, ticks: Ticks) -> Self {
+        Self {
+            rules,
+            ticks,
+            phase: Phase::Closed,
+            forced: None,
+            epoch: 1,
+            window: Window::default(),
+            in_a_row: 0,
+            failed_rounds: 0,
+            next_slot: 0,
+            changes: Vec::new(),
+        }
+    }
+
+    /// Lets a call pass, or says when it makes sense to ask again.
+    ///
+    /// A probe's slot expires `slot_life` from `now`. `random` is a word of chance.
+    pub(crate) fn admit(
+        &mut self,
+        slot_life: Duration,
+        random: u64,
+        now: Instant,
+    ) -> Result<Ticket, Instant> {
+        match self.forced {
+            Some(Forced::Open) => return Err(now + self.rules.open_for),
+            Some(Forced::Closed) => return Ok(Ticket::STRAY),
+            Some(Forced::ObserveOnly) | None => {}
+        }
+        self.expire(random, now);
+        if matches!(self.phase, Phase::Open { until } if now >= until) {
+            // Open -> HalfOpen: the first caller after this instant probes.
+            let half_open = Phase::HalfOpen {
+                slots: Vec::new(),
+                successes: 0,
+            };
+            self.turn(half_open, Cause::OpenTimeOver);
+        }
+        let ask_again = match &mut self.phase {
+            Phase::Closed => return Ok(Ticket::closed(self.epoch)),
+            Phase::Open { until } => *until,
+            Phase::HalfOpen { slots, .. } => {
+                if slots.len() < self.rules.probes as usize {
+                    self.next_slot += 1;
+                    slots.push(Slot {
+                        id: self.next_slot,
+                        expires: now + slot_life,
+                    });
+                    return Ok(Ticket {
+                        epoch: self.epoch,
+                        slot: Some(self.next_slot),
+                    });
+                }
+                earliest(slots).expect("at least one probe is allowed")
+            }
+        };
+        match self.forced {
+            Some(Forced::ObserveOnly) => Ok(Ticket::STRAY),
+            _ => Err(ask_again),
+        }
+    }
+
+    /// Takes the result of the call that `ticket` was given for. One of an older epoch, or of an expired slot, changes nothing.
+    pub(crate) fn settle(&mut self, ticket: Ticket, outcome: Outcome, random: u64, now: Instant) {
+        self.expire(random, now);
+        if ticket.epoch != self.epoch {
+            return;
+        }
+        match &mut self.phase {
+            Phase::Closed => self.record(outcome, random, now),
+            Phase::Open { .. } => {}
+            Phase::HalfOpen { slots, successes } => {
+                let Some(slot) = slots.iter().position(|slot| Some(slot.id) == ticket.slot) else {
+                    return;
+                };
+                slots.swap_remove(slot);
+                let Outcome::Counted {
+                    bad,
+                    slow,
+                    retry_after,
+                } = outcome
+                else {
+                    return;
+                };
+                if bad || slow && self.rules.slow.is_some() {
+                    // HalfOpen -> Open: a probe failed.
+                    self.failed_rounds += 1;
+                    self.open(Cause::ProbeFailed, retry_after, random, now);
+                    return;
+                }
+                *successes += 1;
+                if *successes >= self.rules.required_successes {
+                    // HalfOpen -> Closed: enough probes succeeded.
+                    self.close(Cause::ProbesSucceeded);
+                }
+            }
+        }
+    }
+
+    /// Takes `calls` good results of `tick` that came through the closed circuit.
+    pub(crate) fn good(&mut self, calls: u64, tick: u64) {
+        self.in_a_row = 0;
+        let counts = Counts {
+            calls,
+            ..Counts::default()
+        };
+        self.window.record(counts, tick);
+    }
+
+    /// Holds a state until [`reset`](Self::reset).
+    pub(crate) fn force(&mut self, forced: Forced) {
+        let from = self.state();
+        self.forced = Some(forced);
+        self.epoch += 1;
+        self.tell(from, Cause::Asked);
+    }
+
+    /// Undoes a forced state, closes the circuit and forgets everything.
+    pub(crate) fn reset(&mut self) {
+        let from = self.state();
+        self.forced = None;
+        self.phase = Phase::Closed;
+        self.forget();
+        self.epoch += 1;
+        self.tell(from, Cause::Asked);
+    }
+
+    pub(crate) fn state(&self) -> State {
+        match (self.forced, &self.phase) {
+            (Some(Forced::Open), _) => State::ForcedOpen,
+            (Some(Forced::Closed), _) => State::ForcedClosed,
+            (_, Phase::Closed) => State::Closed,
+            (_, Phase::Open { .. }) => State::Open,
+            (_, Phase::HalfOpen { .. }) => State::HalfOpen,
+        }
+    }
+
+    /// The epoch; while the circuit is closed and judges, calls pass without asking it.
+    pub(crate) fn epoch(&self) -> u64 {
+        self.epoch
+    }
+
+    /// Whether calls may pass with [`Ticket::closed`] of this epoch.
+    pub(crate) fn passes(&self) -> bool {
+        self.state() == State::Closed
+    }
+
+    /// What changed since this was last asked.
+    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
+        std::mem::take(&mut self.changes)
+    }
+
+    fn record(&mut self, outcome: Outcome, random: u64, now: Instant) {
+        let Outcome::Counted {
+            bad,
+            slow,
+            retry_after,
+        } = outcome
+        else {
+            return;
+        };
+        let tick = self.ticks.of(now);
+        let counts = Counts {
+            calls: 1,
+            bad: bad.into(),
+            slow: slow.into(),
+        };
+        self.window.record(counts, tick);
+        self.in_a_row = if bad { self.in_a_row + 1 } else { 0 };
+        if let Some(cause) = self.judge(bad, slow, tick) {
+            // Closed -> Open: too many bad calls.
+            self.open(cause, retry_after, random, now);
+        }
+    }
+
+    /// Whether a result that speaks against the dependency is the one too many.
+    fn judge(&mut self, bad: bool, slow: bool, tick: u64) -> Option<Cause> {
+        let totals = self.window.totals(tick);
+        let enough = totals.calls >= u64::from(self.rules.minimum_calls);
+        let over = |count: u64, rate: f64| enough && count as f64 >= rate * totals.calls as f64;
+        let rules = &self.rules;
+        if bad
+            && rules
+                .consecutive
+                .is_some_and(|most| self.in_a_row >= most.get())
+        {
+            Some(Cause::Consecutive)
+        } else if bad
+            && rules
+                .failure_rate
+                .is_some_and(|rate| over(totals.bad, rate))
+        {
+            Some(Cause::FailureRate)
+        } else if slow && rules.slow.is_some_and(|rule| over(totals.slow, rule.rate)) {
+            Some(Cause::SlowRate)
+        } else {
+            None
+        }
+    }
+
+    /// An expired slot is a failed probe: it opens the circuit as of then.
+    fn expire(&mut self, random: u64, now: Instant) {
+        let Phase::HalfOpen { slots, .. } = &self.phase else {
+            return;
+        };
+        if let Some(expiry) = earliest(slots).filter(|expires| *expires <= now) {
+            self.failed_rounds += 1;
+            self.open(Cause::ProbeExpired, None, random, expiry);
+        }
+    }
+
+    fn open(&mut self, cause: Cause, hint: Option<Duration>, random: u64, from: Instant) {
+        let doubled = 2_u32.saturating_pow(self.failed_rounds);
+        let longest = self.rules.max_open_for;
+        let open_for = self.rules.open_for.saturating_mul(doubled).min(longest);
+        // After the cap, so that many instances do not probe at once however long the outage lasts.
+        let open_for = open_for.mul_f64(1.0 - JITTER * fraction(random));
+        let open_for = open_for.max(hint.unwrap_or_default().min(longest));
+        let until = from + open_for;
+        self.turn(Phase::Open { until }, cause);
+    }
+
+    fn close(&mut self, cause: Cause) {
+        self.forget();
+        self.turn(Phase::Closed, cause);
+    }
+
+    fn forget(&mut self) {
+        self.window = Window::default();
+        self.in_a_row = 0;
+        self.failed_rounds = 0;
+    }
+
+    fn turn(&mut self, phase: Phase, cause: Cause) {
+        let from = self.state();
+        self.phase = phase;
+        self.epoch += 1;
+        self.tell(from, cause);
+    }
+
+    fn tell(&mut self, from: State, cause: Cause) {
+        let to = self.state();
+        if from != to {
+            self.changes.push(Change { from, to, cause });
+        }
+    }
+}
+
+fn earliest(slots: &[Slot]) -> Option<Instant> {
+    slots.iter().map(|slot| slot.expires).min()
+}
+
+/// A number from 0 to 1, both included, from a word of chance.
+fn fraction(random: u64) -> f64 {
+    random as f64 / u64::MAX as f64
+}
+
+/// The open time is shortened by up to this much of itself.
+const JITTER: f64 = 0.2;

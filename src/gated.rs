@@ -1,0 +1,134 @@
+//! A call that needs somebody's leave first: the way in which breaker and limiter wrap a service.
+
+use std::{
+    future::Future,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use pin_project_lite::pin_project;
+use tower_service::Service;
+
+use crate::{error::Rejected, ready::ReadyCall};
+
+/// The leave to make one call. Dropped, it is given back.
+pub(crate) trait Leave {
+    /// Runs code of the call.
+    fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R;
+
+    /// The call has to wait.
+    fn waits(&mut self);
+}
+
+/// A place in the line of those who wait for leave. Dropped, it is given up.
+pub(crate) trait Wait {
+    type Leave: Leave;
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Self::Leave, Rejected>>;
+}
+
+/// The answer to a call that asks for leave.
+pub(crate) enum Answer<W: Wait> {
+    Granted(W::Leave),
+    Wait(W),
+    Refused(Rejected),
+}
+
+pin_project! {
+    /// One call of `S`, made when leave is given.
+    pub(crate) struct Gated<S, Req, W>
+    where
+        S: Service<Req>,
+        W: Wait,
+    {
+        #[pin]
+        state: State<S, Req, W, W::Leave>,
+    }
+}
+
+pin_project! {
+    #[project = StateProj]
+    enum State<S, Req, W, L>
+    where
+        S: Service<Req>,
+    {
+        Refused { rejected: Option<Rejected> },
+        // Waiting -> Calling: leave is given.
+        Waiting { wait: W, held: Option<(S, Req)> },
+        // `call` stands first: it is dropped before the leave is given back.
+        Calling { #[pin] call: ReadyCall<S, Req>, leave: Option<L> },
+        Over,
+    }
+}
+
+impl<S, Req, W> Gated<S, Req, W>
+where
+    S: Service<Req> + Clone,
+    W: Wait,
+{
+    /// Calls `service` at once if leave is given; else keeps a clone of it for later.
+    pub(crate) fn new(answer: Answer<W>, service: &mut S, request: Req) -> Self {
+        let state = match answer {
+            Answer::Granted(mut leave) => State::Calling {
+                call: leave.enter(|| ReadyCall::begin(service, request)),
+                leave: Some(leave),
+            },
+            Answer::Wait(wait) => State::Waiting {
+                wait,
+                held: Some((service.clone(), request)),
+            },
+            Answer::Refused(rejected) => State::Refused {
+                rejected: Some(rejected),
+            },
+        };
+        Self { state }
+    }
+}
+
+impl<S, Req, W> Gated<S, Req, W>
+where
+    S: Service<Req>,
+    S::Error: From<Rejected>,
+    W: Wait,
+{
+    /// The result, with the leave that it was made by; none where it was refused.
+    #[allow(clippy::type_complexity, reason = "a result and a leave")]
+    pub(crate) fn poll(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<(Result<S::Response, S::Error>, Option<W::Leave>)> {
+        let mut state = self.project().state;
+        loop {
+            match state.as_mut().project() {
+                StateProj::Calling { call, leave } => {
+                    let entered = leave.as_mut().expect("kept until the result");
+                    let Poll::Ready(result) = entered.enter(|| call.poll(cx)) else {
+                        entered.waits();
+                        return Poll::Pending;
+                    };
+                    let leave = leave.take();
+                    state.set(State::Over);
+                    return Poll::Ready((result, leave));
+                }
+                StateProj::Refused { rejected } => {
+                    let rejected = rejected.take().expect("polled again after its result");
+                    return Poll::Ready((Err(rejected.into()), None));
+                }
+                StateProj::Waiting { wait, held } => match ready!(wait.poll(cx)) {
+                    Ok(leave) => {
+                        let (service, request) = held.take().expect("held until it is called");
+                        state.set(State::Calling {
+                            call: ReadyCall::later(service, request),
+                            leave: Some(leave),
+                        });
+                    }
+                    Err(rejected) => {
+                        state.set(State::Over);
+                        return Poll::Ready((Err(rejected.into()), None));
+                    }
+                },
+                StateProj::Over => panic!("polled again after its result"),
+            }
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The handle to a [`Balance`] that many callers share.
+
+use std::{fmt, sync::Arc, time::Duration, time::Instant};
+
+use super::balance::{Balance, Rules};
+use crate::{
+    error::ConfigError,
+    ring::Ticks,
+    shard::{self, Tally},
+    sync::{Mutex, lock},
+    time,
+};
+
+/// How many retries a dependency can bear; a handle whose clones share one balance.
+///
+/// Each success of the last ten seconds pays for a tenth of a retry; besides, there is one retry a second,
+/// of which up to five can be saved. Share one budget among all retries of one dependency.
+///
+/// ```
+/// use steadfast::retry::{Budget, Retry};
+///
+/// let budget = Budget::builder().ratio(0.2).build()?;
+/// let reads = Retry::builder().budget(&budget).idempotent(true).build()?;
+/// let writes = Retry::builder().budget(&budget).build()?;
+/// # Ok::<(), steadfast::ConfigError>(())
+/// ```
+#[derive(Clone)]
+pub struct Budget {
+    shared: Arc<Shared>,
+}
+
+/// Invariant: every success of the window is in the tally or in the balance, in one of them only.
+struct Shared {
+    tally: Tally,
+    balance: Mutex<Balance>,
+    ticks: Ticks,
+}
+
+impl Budget {
+    /// A budget with the defaults of the [module](super).
+    pub fn builder() -> BudgetBuilder {
+        BudgetBuilder {
+            rules: Rules {
+                ratio: 0.1,
+                window: Duration::from_secs(10),
+                per_second: 1.0,
+                burst: 5,
+            },
+        }
+    }
+
+    /// Pays in for one success.
+    ///
+    /// Retries do so by themselves; this is for other traffic of the same dependency that they should live on.
+    #[inline]
+    pub fn deposit(&self) {
+        let shared = &*self.shared;
+        shared.tally.count(
+            EPOCH,
+            || shared.ticks.of(time::now()),
+            |shard, tick, more| {
+                let mut balance = lock(&shared.balance);
+                let (then, counted) = shared.tally.roll(shard, EPOCH, tick);
+                balance.earn(counted + more, then);
+            },
+        );
+    }
+
+    /// Takes out one retry; `false` where the balance is too low.
+    ///
+    /// For hedges and retries of your own that should share the budget.
+    #[must_use = "without the budget's consent there is no retry"]
+    pub fn withdraw(&self) -> bool {
+        self.withdraw_at(time::now())
+    }
+
+    pub(crate) fn withdraw_at(&self, now: Instant) -> bool {
+        let shared = &*self.shared;
+        let mut balance = lock(&shared.balance);
+        shared
+            .tally
+            .collect(EPOCH, shared.ticks.of(now), |then, counted| {
+                balance.earn(counted, then);
+            });
+        balance.withdraw(now)
+    }
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::builder().build().expect("the defaults are in range")
+    }
+}
+
+impl fmt::Debug for Budget {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Budget").finish_non_exhaustive()
+    }
+}
+
+/// The settings of a [`Budget`]; their defaults stand in the [module](super).
+#[derive(Clone, Copy, Debug)]
+#[must_use = "a builder does nothing until it is built"]
+pub struct BudgetBuilder {
+    rules: Rules,
+}
+
+impl BudgetBuilder {
+    /// The share of a retry that one success pays for: over 0, at most 1.
+    pub fn ratio(mut self, ratio: f64) -> Self {
+        self.rules.ratio = ratio;
+        self
+    }
+
+    /// How long a success pays.
+    pub fn window(mut self, window: Duration) -> Self {
+        self.rules.window = window;
+        self
+    }
+
+    /// The floor: so many retries a second need no success, of which up to `burst` can be saved.
+    pub fn floor(mut self, per_second: f64, burst: u32) -> Self {
+        self.rules.per_second = per_second;
+        self.rules.burst = burst;
+        self
+    }
+
+    /// The budget, with its floor full.
+    ///
+    /// # Errors
+    /// Where a setting is out of range; the error names it, its value and the range.
+    pub fn build(self) -> Result<Budget, ConfigError> {
+        const PART: &str = "budget";
+        let rules = self.rules;
+        ConfigError::check_rate(PART, "ratio", rules.ratio)?;
+        ConfigError::check_time(PART, "window", rules.window, Duration::from_millis(10))?;
+        if !(0.0..=1e6).contains(&rules.per_second) {
+            let allowed = "at least 0 and at most 1000000 per second";
+            return Err(ConfigError::new(PART, "floor", rules.per_second, allowed));
+        }
+        ConfigError::check_count(PART, "floor burst", rules.burst as usize, 0, 1_000_000)?;
+        let now = time::now();
+        let shared = Shared {
+            tally: Tally::new(shard::shards(), EPOCH),
+            balance: Mutex::new(Balance::new(rules, now)),
+            ticks: Ticks::new(rules.window, now),
+        };
+        Ok(Budget {
+            shared: Arc::new(shared),
+        })
+    }
+}
+
+/// A budget has one epoch only.
+const EPOCH: u64 = 0;
