@@ -54,11 +54,6 @@ impl Bound {
         }
     }
 
-    /// The instant, if it is known already.
-    pub(crate) fn known(&self) -> Option<Instant> {
-        self.at
-    }
-
     /// Whether it is known to be over; reads the clock only where there is an instant to compare with.
     pub(crate) fn is_over(&self) -> bool {
         self.at.is_some_and(|at| time::now() >= at)
@@ -78,6 +73,13 @@ pub(crate) fn current() -> Option<Instant> {
     let at = bound.resolve_now();
     CURRENT.set(bound);
     at
+}
+
+/// Counts from `now` what nobody has counted from yet.
+pub(crate) fn resolve(now: Instant) {
+    let mut bound = CURRENT.get();
+    bound.resolve(now);
+    CURRENT.set(bound);
 }
 
 struct Entered<'a> {

@@ -160,9 +160,10 @@ impl Refusal for io::Error {
 /// ```
 /// use steadfast::{Error, Rejected};
 ///
-/// let error: Error<std::num::ParseIntError> = "x".parse::<i32>().unwrap_err().into();
+/// let error = "x".parse::<i32>().map_err(Error::Inner).unwrap_err();
 /// assert_eq!(error.to_string(), "invalid digit found in string");
 /// assert!(error.into_inner().is_some());
+/// assert!(Error::<()>::from(Rejected::DeadlineExceeded { sent: false }).into_inner().is_none());
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Error<E> {

@@ -34,6 +34,8 @@ mod ready;
 #[cfg(feature = "tower")]
 pub mod retry;
 #[cfg(feature = "tower")]
+pub mod shield;
+#[cfg(feature = "tower")]
 mod time;
 #[cfg(feature = "tower")]
 mod wrap;
@@ -66,3 +68,5 @@ pub use kind::{ByError, Classify, Effect, Kind, Verdict, by_error};
 pub use limit::ConcurrencyLimiter;
 #[cfg(feature = "tower")]
 pub use retry::Retry;
+#[cfg(feature = "tower")]
+pub use shield::Shield;

@@ -57,9 +57,7 @@ where
     }
 
     fn call(&mut self, request: Req) -> Self::Future {
-        WrapFuture {
-            future: self.inner.call(request),
-        }
+        WrapFuture::new(self.inner.call(request))
     }
 }
 
@@ -69,6 +67,12 @@ pin_project! {
     pub struct WrapFuture<F> {
         #[pin]
         future: F,
+    }
+}
+
+impl<F> WrapFuture<F> {
+    pub(crate) fn new(future: F) -> Self {
+        Self { future }
     }
 }
 

@@ -113,7 +113,7 @@ impl Backoff {
 fn between(least: Duration, most: Duration, random: u64) -> Duration {
     let range = (most - least).as_nanos();
     // The range is at most a year: 55 bits of nanoseconds by 64 bits of chance.
-    let picked = (range + 1) * u128::from(random) >> 64;
+    let picked = ((range + 1) * u128::from(random)) >> 64;
     least + Duration::from_nanos(picked as u64)
 }
 

@@ -267,6 +267,12 @@ impl Builder {
         self
     }
 
+    /// Name and observer at once.
+    pub(crate) fn reporter(mut self, reporter: Reporter) -> Self {
+        self.reporter = reporter;
+        self
+    }
+
     /// Who hears of its events, in place of [`Tracing`](crate::event::Tracing).
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.reporter.observe(observer);
