@@ -11,6 +11,8 @@
 pub mod classify;
 pub mod error;
 pub mod event;
+#[cfg(feature = "test-util")]
+pub mod fault;
 mod kind;
 
 #[cfg(feature = "tower")]
