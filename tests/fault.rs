@@ -1,5 +1,9 @@
 //! The fault layer, on tokio's paused clock.
 #![cfg(feature = "test-util")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "the test's own clock is the paused one"
+)]
 
 use std::{
     convert::Infallible,
