@@ -43,9 +43,9 @@ impl Ledger {
     fn service(&self) -> impl Service<u32, Response = u32, Error = Kind> + Clone + use<> {
         let ledger = self.clone();
         service_fn(move |n: u32| {
+            ledger.begun.fetch_add(1, Ordering::Relaxed);
             let ledger = ledger.clone();
             async move {
-                ledger.begun.fetch_add(1, Ordering::Relaxed);
                 sleep(100 * MS).await;
                 ledger.done.fetch_add(1, Ordering::Relaxed);
                 Ok(n + 1)
@@ -271,8 +271,9 @@ fn settings_that_make_no_sense_are_refused() {
         assert!(builder.build().is_err(), "{shown}");
     }
     let rates = builder()
-        .rate(0.1, Fault::Hang)
         .rate(0.2, Fault::Hang)
-        .rate(0.7, Fault::Hang);
-    assert!(rates.build().is_ok(), "0.1 + 0.2 + 0.7 is 1");
+        .rate(0.4, Fault::Hang)
+        .rate(0.3, Fault::Hang)
+        .rate(0.1, Fault::Hang);
+    assert!(rates.build().is_ok(), "0.2 + 0.4 + 0.3 + 0.1 is 1");
 }

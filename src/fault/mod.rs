@@ -397,5 +397,5 @@ impl<E> fmt::Debug for FaultsBuilder<E> {
 /// The part's name in a [`ConfigError`].
 const PART: &str = "faults";
 
-/// How far a sum of rates that is 1 on paper may be over it: 0.1 + 0.2 + 0.7 is.
+/// How far a sum of rates that is 1 on paper may be over it: 0.2 + 0.4 + 0.3 + 0.1 is.
 const ROUNDING: f64 = 1e-9;
