@@ -25,6 +25,8 @@ mod ambient;
 pub mod breaker;
 #[cfg(feature = "tower")]
 pub mod deadline;
+#[cfg(feature = "test-util")]
+pub mod fault;
 #[cfg(feature = "tower")]
 mod gated;
 #[cfg(feature = "tower")]
