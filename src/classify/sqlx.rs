@@ -5,7 +5,7 @@ use std::io;
 use sqlx::error::DatabaseError;
 
 use crate::{
-    classify::{DbVerdict, Phase, Severity, lost, pooler, postgres},
+    classify::{DbVerdict, Phase, Severity, lost, postgres},
     error::{Refusal, Rejected},
     kind::{Classify, Kind, Verdict},
 };
@@ -105,7 +105,7 @@ fn reported(error: &(dyn DatabaseError + 'static), phase: Phase) -> DbVerdict {
             sqlx::postgres::PgSeverity::Fatal => Severity::Fatal,
             _ => Severity::Error,
         };
-        return pooler(error.message(), severity, phase)
+        return crate::classify::pooler(error.message(), severity, phase)
             .unwrap_or_else(|| postgres(error.code(), severity, error.routine(), phase));
     }
     #[cfg(feature = "mysql")]
@@ -150,5 +150,77 @@ impl Refusal for sqlx::Error {
             Self::Io(error) => error.rejected(),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn io(kind: io::ErrorKind) -> sqlx::Error {
+        sqlx::Error::Io(kind.into())
+    }
+
+    #[test]
+    fn a_refusal_goes_into_an_sqlx_error_and_comes_out_again() {
+        let rejected = Rejected::DeadlineExceeded { sent: true };
+        let error = sqlx::Error::from(rejected.clone());
+        assert!(
+            matches!(&error, sqlx::Error::Io(error) if error.kind() == io::ErrorKind::TimedOut)
+        );
+        assert_eq!(error.rejected(), Some(&rejected));
+        assert_eq!(Rejected::of(&error), Some(&rejected));
+    }
+
+    #[test]
+    fn an_error_of_the_network_is_no_refusal() {
+        assert_eq!(io(io::ErrorKind::TimedOut).rejected(), None);
+        assert_eq!(sqlx::Error::PoolTimedOut.rejected(), None);
+    }
+
+    #[test]
+    fn only_what_comes_while_connecting_proves_that_nothing_was_sent() {
+        let kind = |error| database(&io(error), Phase::Statement).kind;
+        assert_eq!(kind(io::ErrorKind::ConnectionRefused), Kind::Unavailable);
+        for error in [
+            io::ErrorKind::ConnectionReset,
+            io::ErrorKind::UnexpectedEof,
+            io::ErrorKind::BrokenPipe,
+            io::ErrorKind::TimedOut,
+            io::ErrorKind::HostUnreachable,
+        ] {
+            assert_eq!(kind(error), Kind::Ambiguous, "{error:?}");
+        }
+    }
+
+    #[test]
+    fn a_connection_lost_in_a_transaction_is_discarded_and_can_be_repeated() {
+        for error in [
+            io(io::ErrorKind::UnexpectedEof),
+            sqlx::Error::WorkerCrashed,
+            sqlx::Error::Protocol("unexpected message".to_owned()),
+        ] {
+            assert_eq!(
+                database(&error, Phase::Transaction),
+                lost(Phase::Transaction)
+            );
+            assert_eq!(database(&error, Phase::Commit).kind, Kind::Ambiguous);
+        }
+    }
+
+    #[test]
+    fn what_never_reached_the_database_says_nothing_about_it() {
+        let encode = sqlx::Error::Encode("too large".into());
+        assert_eq!(database(&encode, Phase::Statement).kind, Kind::Ignored);
+        let closed = database(&sqlx::Error::PoolClosed, Phase::Connect);
+        assert_eq!(closed.kind, Kind::Ignored);
+    }
+
+    #[test]
+    fn an_answer_that_could_not_be_read_is_the_callers_fault() {
+        let decode = sqlx::Error::Decode("not a number".into());
+        let verdict = database(&decode, Phase::Statement);
+        assert_eq!(verdict.kind, Kind::Invalid);
+        assert_eq!(verdict.fate, crate::classify::Fate::Keep);
     }
 }
