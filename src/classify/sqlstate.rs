@@ -17,6 +17,9 @@ use crate::{
 /// is judged by its class, which is its first two characters. FATAL and PANIC end the session: the
 /// connection is discarded, and unless the code is known to come as FATAL, it counts as [lost](super::lost).
 ///
+/// 57P01 from `ProcessInterrupts` is undone on a direct connection, and before any part of the answer came;
+/// whoever knows of a pooler in between, or of a row that was delivered, takes it for lost.
+///
 /// The code 08P01 is also how poolers say that they are full; [`pooler`] tells.
 ///
 /// ```

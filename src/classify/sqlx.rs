@@ -49,7 +49,8 @@ impl<T> Classify<T, sqlx::Error> for Sqlx {
 
 /// What an error of sqlx means that came in this phase.
 ///
-/// A driver whose feature (`postgres`, `mysql`, `sqlite`) is off is judged by its SQLSTATE alone.
+/// A driver whose feature (`postgres`, `mysql`, `sqlite`) is off is judged by its SQLSTATE alone, and if it
+/// gives none, as if the connection had been [`lost`].
 ///
 /// ```
 /// use std::io;
@@ -155,7 +156,49 @@ impl Refusal for sqlx::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::{borrow::Cow, error, fmt};
+
+    use sqlx::error::ErrorKind;
+
     use super::*;
+
+    /// The error of a driver that we do not know, with its SQLSTATE.
+    #[derive(Debug)]
+    struct Foreign(&'static str);
+
+    impl fmt::Display for Foreign {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str(self.0)
+        }
+    }
+
+    impl error::Error for Foreign {}
+
+    impl DatabaseError for Foreign {
+        fn message(&self) -> &str {
+            self.0
+        }
+
+        fn code(&self) -> Option<Cow<'_, str>> {
+            Some(self.0.into())
+        }
+
+        fn as_error(&self) -> &(dyn error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn as_error_mut(&mut self) -> &mut (dyn error::Error + Send + Sync + 'static) {
+            self
+        }
+
+        fn into_error(self: Box<Self>) -> Box<dyn error::Error + Send + Sync + 'static> {
+            self
+        }
+
+        fn kind(&self) -> ErrorKind {
+            ErrorKind::Other
+        }
+    }
 
     fn io(kind: io::ErrorKind) -> sqlx::Error {
         sqlx::Error::Io(kind.into())
@@ -173,9 +216,11 @@ mod tests {
     }
 
     #[test]
-    fn an_error_of_the_network_is_no_refusal() {
-        assert_eq!(io(io::ErrorKind::TimedOut).rejected(), None);
-        assert_eq!(sqlx::Error::PoolTimedOut.rejected(), None);
+    fn a_driver_that_we_do_not_know_is_judged_by_its_sqlstate() {
+        let kind = |code| database(&Foreign(code).into(), Phase::Statement).kind;
+        assert_eq!(kind("40001"), Kind::Conflict);
+        assert_eq!(kind("23000"), Kind::Invalid);
+        assert_eq!(kind("19"), Kind::Ambiguous);
     }
 
     #[test]
