@@ -100,7 +100,7 @@ pub enum Overload {
 
 /// An error type that can carry a refusal of ours; our layers need it of the inner service's error.
 ///
-/// Implemented for [`Error<E>`], `Box<dyn Error + Send + Sync>`, [`io::Error`] and, with the `sqlx` feature,
+/// Implemented for [`Error<E>`](crate::Error), `Box<dyn Error + Send + Sync>`, [`io::Error`] and, with the `sqlx` feature,
 /// `sqlx::Error`. For an error that can't implement it, see [`WrapLayer`] and `Shield::run_wrapped`.
 ///
 /// ```
@@ -237,7 +237,7 @@ where
     }
 }
 
-/// Lets a classifier written for `E` judge an [`Error<E>`], as [`WrapLayer`] makes it.
+/// Lets a classifier written for `E` judge an [`Error<E>`](crate::Error), as [`WrapLayer`] makes it.
 ///
 /// ```
 /// use steadfast::{Classify, Error, Kind, by_error, error::Wrapped};

@@ -90,6 +90,20 @@ where
     type Output = Result<S::Response, S::Error>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.poll_or_refuse(Some(S::Error::from), cx)
+    }
+}
+
+impl<S, Req> ReadyCall<S, Req>
+where
+    S: Service<Req>,
+{
+    /// Calls once the service is ready; where the deadline comes first, the result is what `refuse` makes of that.
+    pub(crate) fn poll_or_refuse(
+        self: Pin<&mut Self>,
+        refuse: Option<fn(Rejected) -> S::Error>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<S::Response, S::Error>> {
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
@@ -101,13 +115,16 @@ where
                 StateProj::Readying { held, timer } => {
                     let (service, _) = held.as_mut().expect("held until the service is called");
                     if service.poll_ready(cx)?.is_pending() {
+                        let Some(refuse) = refuse else {
+                            return Poll::Pending;
+                        };
                         let Some(at) = ambient::current() else {
                             return Poll::Pending;
                         };
                         ready!(timer.poll(at, cx));
                         state.set(State::Over);
                         let refused = Rejected::DeadlineExceeded { sent: false };
-                        return Poll::Ready(Err(refused.into()));
+                        return Poll::Ready(Err(refuse(refused)));
                     }
                     let (mut service, request) = held.take().expect("held until it is called");
                     let future = service.call(request);

@@ -195,7 +195,7 @@ where
                         then: Then::Answer,
                     }
                 }
-                StateProj::Calling { call, then } => match (call.poll(cx), then) {
+                StateProj::Calling { call, then } => match (call.poll_or_refuse(None, cx), then) {
                     (Poll::Pending, Then::Drop { wait, kind }) => {
                         ready!(wait.poll(cx));
                         State::Answering {
