@@ -1,4 +1,92 @@
-//! Database calls and HTTP handlers that survive.
+//! Database calls and HTTP handlers that survive: deadlines, classified retries, a circuit breaker, a bounded queue.
+//!
+//! ```text
+//!  shield.run(f)
+//!    │ deadline     at = min(outer deadline, now + total)       one instant for everything below
+//!    │   retry      attempt 1..n, backoff, budget               sleeps only if the next attempt can start before `at`
+//!    │     breaker  admit ─ refused ─► CircuitOpen              judges each attempt
+//!    │       limiter  slot, or bounded queue ─► Overloaded
+//!    │         attempt deadline  min(at, now + per attempt)     a hang is a failure the breaker sees
+//!    │           your call                                      the only place where your code runs
+//!    ◄─ Result<T, E>: the same error type at every hop; the caller gets the real last error
+//! ```
+//!
+//! # A call
+//! [`Shield`] is the usual stack as one value. It borrows; your error type stays.
+//!
+//! ```
+//! use std::{io, time::Duration};
+//! use steadfast::{ConcurrencyLimiter, Rejected, Shield, classify};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let shield = Shield::builder(classify::Io)
+//!     .deadline(Duration::from_secs(2))
+//!     .limiter(&ConcurrencyLimiter::new(20)?)
+//!     .build()?;
+//!
+//! match shield.run(|| async { io::Result::Ok("answer") }).await {
+//!     Ok(answer) => assert_eq!(answer, "answer"),
+//!     Err(error) => match Rejected::of(&error) {
+//!         Some(rejected) => println!("we refused: {rejected}"),
+//!         None => println!("it failed: {error}"),
+//!     },
+//! }
+//! # Ok(()) }
+//! ```
+//!
+//! # A service
+//! The same stack is a tower layer, and so is each of its parts: [`Deadline`], [`Retry`], [`Breaker`], [`ConcurrencyLimiter`].
+//!
+//! ```
+//! use std::{io, time::Duration};
+//! use steadfast::{Breaker, ConcurrencyLimiter, Deadline, Retry, classify};
+//! use tower::{ServiceBuilder, ServiceExt};
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let service = ServiceBuilder::new()
+//!     .layer(Deadline::new(Duration::from_secs(10))?.layer())
+//!     .layer(Retry::default().layer(classify::Io))
+//!     .layer(Breaker::default().layer(classify::Io))
+//!     .layer(ConcurrencyLimiter::new(20)?.layer())
+//!     .layer(Deadline::new(Duration::from_secs(3))?.name("attempt").layer())
+//!     .service_fn(async |n: u32| io::Result::Ok(n + 1));
+//! assert_eq!(service.oneshot(1).await?, 2);
+//! # Ok(()) }
+//! ```
+//!
+//! # What a failure means
+//! One [`Classify`] is written per dependency, and all parts read the same answer, a [`Kind`]: was it undone, may it have acted, is the
+//! dependency unwell? [`classify`] has those for I/O and sqlx; yours is a closure.
+//!
+//! ```
+//! use std::io;
+//! use steadfast::{Kind, Shield, by_error};
+//!
+//! let shield = Shield::builder(by_error(|error: &io::Error| match error.kind() {
+//!     io::ErrorKind::ConnectionRefused => Kind::Unavailable,
+//!     io::ErrorKind::InvalidInput => Kind::Invalid,
+//!     _ => Kind::Ambiguous,
+//! }))
+//! .build()?;
+//! # Ok::<(), steadfast::ConfigError>(())
+//! ```
+//!
+//! # Where to look
+//! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and
+//! error types are in [`error`](mod@error), what is reported in [`event`].
+//!
+//! # Features
+//! | feature | what it adds |
+//! |---|---|
+//! | `tower` (default) | the layers, the handles and the shield |
+//! | `sqlx` | `classify::Sqlx`; refusals in `sqlx::Error` |
+//! | `postgres`, `mysql`, `sqlite` | `sqlx`, and what that driver's errors mean |
+//! | `test-util` | `fault`: faults on purpose, for the tests of your own services |
+//!
+//! Without `tower` only what is pure remains: the vocabulary, and the tables of [`classify`].
+//!
+//! # Requirements
+//! Calls that have to wait need a tokio runtime with time enabled. Rust 1.94.
 #![cfg_attr(docsrs, feature(doc_cfg))]
 #![cfg_attr(
     not(feature = "tower"),
@@ -72,3 +160,9 @@ pub use limit::ConcurrencyLimiter;
 pub use retry::Retry;
 #[cfg(feature = "tower")]
 pub use shield::Shield;
+
+/// The README's code is compiled as a test.
+#[cfg(doctest)]
+#[cfg(feature = "tower")]
+#[doc = include_str!("../README.md")]
+struct Readme;

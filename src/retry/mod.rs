@@ -41,8 +41,8 @@
 //! | budget | 10 % of the successes of 10 s, 1 per second, saved up to 5 | bounds the extra load at a tenth however many calls fail; the floor serves services with little traffic |
 //!
 //! # What it reports
-//! [`Event::Retry`](crate::Event::Retry): `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay=31ms`; and
-//! [`Event::GaveUp`](crate::Event::GaveUp): `WARN gave up name=db attempts=3 kind=unavailable reason="attempts used up"`.
+//! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay=31ms`; and
+//! [`Event::GaveUp`]: `WARN gave up name=db attempts=3 kind=unavailable reason="attempts used up"`.
 //!
 //! # Its place in the stack
 //! Inside the deadline, which bounds all attempts; outside the breaker, which judges each one.

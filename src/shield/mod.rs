@@ -39,7 +39,7 @@
 //! | `limiter` | none | only you know how many calls your dependency serves at a time |
 //!
 //! # What it reports
-//! The events of its parts, under its name unless they have their own; and its own deadline's [`Event::Refused`]:
+//! The events of its parts, under its name unless they have their own; and its own deadline's [`Event::Refused`](crate::Event::Refused):
 //! `DEBUG call refused name=orders rejected=deadline exceeded while the call was under way`.
 //!
 //! # Its place in the stack
