@@ -13,7 +13,7 @@ use crate::{
 
 /// How many retries a dependency can bear; a handle whose clones share one balance.
 ///
-/// Each success of the last ten seconds pays for a tenth of a retry; besides, there is one retry a second,
+/// Each success of the last three seconds pays for a tenth of a retry; besides, there is one retry a second,
 /// of which up to five can be saved. Share one budget among all retries of one dependency.
 ///
 /// ```
@@ -42,7 +42,7 @@ impl Budget {
         BudgetBuilder {
             rules: Rules {
                 ratio: 0.1,
-                window: Duration::from_secs(10),
+                window: Duration::from_secs(3),
                 per_second: 1.0,
                 burst: 5,
             },
