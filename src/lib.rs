@@ -45,6 +45,7 @@ mod wrap;
 #[cfg(not(feature = "tower"))]
 mod breaker {
     mod circuit;
+    mod gate;
     mod window;
 }
 #[cfg(not(feature = "tower"))]

@@ -15,6 +15,7 @@
 //! 4. Open time grows only by failed probe rounds in a row; closing forgets them.
 
 use std::{
+    collections::VecDeque,
     num::NonZeroU32,
     time::{Duration, Instant},
 };
@@ -56,7 +57,7 @@ pub(crate) struct Ticket {
 impl Ticket {
     /// For a call that passes though nothing is to be learnt from it.
     pub(crate) const STRAY: Self = Self {
-        epoch: 0,
+        epoch: u64::MAX,
         slot: None,
     };
 
@@ -102,7 +103,7 @@ pub(crate) struct Circuit {
     in_a_row: u32,
     failed_rounds: u32,
     next_slot: u64,
-    changes: Vec<Change>,
+    changes: VecDeque<Change>,
 }
 
 enum Phase {
@@ -136,7 +137,7 @@ impl Circuit {
             in_a_row: 0,
             failed_rounds: 0,
             next_slot: 0,
-            changes: Vec::new(),
+            changes: VecDeque::new(),
         }
     }
 
@@ -272,9 +273,9 @@ impl Circuit {
         self.state() == State::Closed
     }
 
-    /// What changed since this was last asked.
-    pub(crate) fn take_changes(&mut self) -> Vec<Change> {
-        std::mem::take(&mut self.changes)
+    /// The first change that is not told yet.
+    pub(crate) fn next_change(&mut self) -> Option<Change> {
+        self.changes.pop_front()
     }
 
     fn record(&mut self, outcome: Outcome, random: u64, now: Instant) {
@@ -368,7 +369,7 @@ impl Circuit {
     fn tell(&mut self, from: State, cause: Cause) {
         let to = self.state();
         if from != to {
-            self.changes.push(Change { from, to, cause });
+            self.changes.push_back(Change { from, to, cause });
         }
     }
 }
