@@ -227,6 +227,9 @@ impl Circuit {
 
     /// Takes `calls` good results of `tick` that came through the closed circuit.
     pub(crate) fn good(&mut self, calls: u64, tick: u64) {
+        if calls == 0 {
+            return;
+        }
         self.in_a_row = 0;
         let counts = Counts {
             calls,
@@ -239,6 +242,11 @@ impl Circuit {
     pub(crate) fn force(&mut self, forced: Forced) {
         let from = self.state();
         self.forced = Some(forced);
+        if let Phase::HalfOpen { slots, successes } = &mut self.phase {
+            // Nobody can free them any more: their tickets are of the epoch that ends here.
+            slots.clear();
+            *successes = 0;
+        }
         self.epoch += 1;
         self.tell(from, Cause::Asked);
     }
@@ -305,7 +313,8 @@ impl Circuit {
     fn judge(&mut self, bad: bool, slow: bool, tick: u64) -> Option<Cause> {
         let totals = self.window.totals(tick);
         let enough = totals.calls >= u64::from(self.rules.minimum_calls);
-        let over = |count: u64, rate: f64| enough && count as f64 >= rate * totals.calls as f64;
+        // Divided, not multiplied: 7 / 100 is 0.07, but 0.07 * 100 is more than 7.
+        let over = |count: u64, rate: f64| enough && count as f64 / totals.calls as f64 >= rate;
         let rules = &self.rules;
         if bad
             && rules
