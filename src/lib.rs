@@ -133,6 +133,7 @@ mod wrap;
 #[cfg(not(feature = "tower"))]
 mod breaker {
     mod circuit;
+    mod gate;
     mod window;
 }
 #[cfg(not(feature = "tower"))]

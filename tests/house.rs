@@ -19,7 +19,7 @@ const PATTERNS: [&str; 4] = ["breaker", "retry", "limit", "deadline"];
 
 /// The pure cores of each folder. Not all have to exist, but where the folder does, one of them must.
 const CORES: [(&str, &[&str]); 5] = [
-    ("breaker", &["circuit.rs", "window.rs"]),
+    ("breaker", &["circuit.rs", "gate.rs", "window.rs"]),
     ("retry", &["schedule.rs", "backoff.rs", "balance.rs"]),
     ("limit", &["gate.rs", "estimate.rs"]),
     (

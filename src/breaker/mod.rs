@@ -65,11 +65,12 @@
 //! It knows of one process only.
 
 mod circuit;
+mod gate;
 mod service;
 mod window;
 
 use std::{
-    fmt,
+    fmt, mem,
     num::NonZeroU32,
     ops::Deref,
     sync::Arc,
@@ -79,8 +80,11 @@ use std::{
 
 use tokio::sync::watch;
 
-use self::circuit::{Change, Circuit, Forced, Outcome, Rules, Slow, Ticket};
 pub use self::service::{BreakerLayer, BreakerService, ResponseFuture};
+use self::{
+    circuit::{Change, Circuit, Forced, Outcome, Rules, Slow, Ticket},
+    gate::Gate,
+};
 pub use crate::event::State;
 use crate::{
     ambient::{self, Bound},
@@ -90,8 +94,8 @@ use crate::{
     gated::{Answer, Leave, Wait},
     kind::{Classify, Kind, Verdict},
     ring::Ticks,
-    shard::{self, Tally},
-    sync::{AtomicU64, Mutex, Ordering, lock},
+    shard,
+    sync::{Mutex, lock},
     time::{self, Timer},
 };
 
@@ -153,28 +157,30 @@ impl Breaker {
 
     /// Refuses every call until [`reset`](Self::reset). Calls under way go on, and count for nothing.
     pub fn force_open(&self) {
-        self.shared.change(|circuit| circuit.force(Forced::Open));
+        self.shared
+            .change(time::now(), |circuit| circuit.force(Forced::Open));
     }
 
     /// Lets every call pass and judges none until [`reset`](Self::reset).
     pub fn force_closed(&self) {
-        self.shared.change(|circuit| circuit.force(Forced::Closed));
+        self.shared
+            .change(time::now(), |circuit| circuit.force(Forced::Closed));
     }
 
     /// Judges and reports as always, but lets every call pass, until [`reset`](Self::reset).
     pub fn observe_only(&self) {
         let observe = |circuit: &mut Circuit| circuit.force(Forced::ObserveOnly);
-        self.shared.change(observe);
+        self.shared.change(time::now(), observe);
     }
 
     /// Closes the circuit, forgets every result, and undoes a forced state.
     pub fn reset(&self) {
-        self.shared.change(Circuit::reset);
+        self.shared.change(time::now(), Circuit::reset);
     }
 
     /// The state as of the last call. An open circuit whose time is over stays `Open` until somebody calls.
     pub fn state(&self) -> State {
-        lock(&self.shared.judge).circuit.state()
+        self.shared.gate.state()
     }
 
     /// The state, now and whenever it changes. States that follow each other closely may be skipped.
@@ -393,15 +399,9 @@ impl Builder {
         let ticks = Ticks::new(rules.window, time::now());
         let circuit = Circuit::new(rules.clone(), ticks);
         let shared = Shared {
-            gate: AtomicU64::new(circuit.epoch()),
-            tally: Tally::new(shard::shards(), circuit.epoch()),
-            judge: Mutex::new(Judge {
-                circuit,
-                telling: false,
-            }),
+            gate: Gate::new(circuit, shard::shards(), ticks),
             waiting: Mutex::new(Fifo::new()),
             state: watch::Sender::new(State::Closed),
-            ticks,
             slow_after: rules.slow.map(|slow| slow.after),
             attempt_deadline: self.attempt_deadline,
             when_open: self.when_open,
@@ -449,26 +449,17 @@ impl fmt::Debug for Permit {
 /// The circuit with everything around it that is shared.
 ///
 /// Invariants:
-/// 1. `gate` is the epoch while calls may pass without the lock, else 0; it changes only under the lock, after the shards were turned to the epoch.
-/// 2. Lock order: `state`'s own, then `judge`. `waiting` is taken alone.
-/// 3. Nothing of the user's (observers, wakers) runs under a lock.
-/// 4. Changes are told in their order: one caller at a time tells them, the others leave theirs to it.
+/// 1. Lock order: `state`'s own, then the gate's. `waiting` is taken alone.
+/// 2. Nothing of the user's (observers, wakers) runs under a lock.
+/// 3. Whatever may let a waiter pass wakes it, before any observer is told.
 pub(crate) struct Shared {
-    gate: AtomicU64,
-    tally: Tally,
-    judge: Mutex<Judge>,
+    gate: Gate,
     waiting: Mutex<Fifo<Waker>>,
     state: watch::Sender<State>,
-    ticks: Ticks,
     slow_after: Option<Duration>,
     attempt_deadline: Option<Duration>,
     when_open: WhenOpen,
     reporter: Reporter,
-}
-
-struct Judge {
-    circuit: Circuit,
-    telling: bool,
 }
 
 /// The circuit is open at `now`; it makes sense to ask again at `ask_again`.
@@ -485,10 +476,9 @@ impl Shared {
         attempt_deadline: Option<Duration>,
     ) -> Result<Pass<B>, Refused> {
         let attempt_deadline = attempt_deadline.or(breaker.attempt_deadline);
-        // Acquire pairs with the release in `change`: who sees an epoch sees the shards turned to it.
-        let ticket = match breaker.gate.load(Ordering::Acquire) {
-            0 => breaker.admit_slowly(attempt_deadline)?,
-            epoch => Ticket::closed(epoch),
+        let ticket = match breaker.gate.pass() {
+            Some(ticket) => ticket,
+            None => breaker.admit_slowly(attempt_deadline)?,
         };
         Ok(Pass {
             breaker,
@@ -550,43 +540,16 @@ impl Shared {
     fn admit_slowly(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
         let now = time::now();
         let slot_life = attempt_deadline.map_or(SLOT_LIFE, |time| 2 * time);
-        let admitted = self.change(|circuit| circuit.admit(slot_life, fastrand::u64(..), now));
+        let admitted = self.change(now, |circuit| {
+            circuit.admit(slot_life, fastrand::u64(..), now)
+        });
         admitted.map_err(|ask_again| Refused { ask_again, now })
-    }
-
-    /// Counts a good, fast result of a call through the closed circuit of `epoch`.
-    #[inline]
-    fn succeed(&self, epoch: u64) {
-        // The shards compare 8 bits of the epoch; the gate compares all of it.
-        if self.gate.load(Ordering::Acquire) != epoch {
-            return;
-        }
-        self.tally.count(
-            epoch,
-            || self.ticks.of(time::now()),
-            |shard, tick, more| self.roll(shard, tick, more),
-        );
-    }
-
-    /// Moves a shard on; its calls, and `more` that it had no room for, are counted.
-    #[cold]
-    fn roll(&self, shard: usize, tick: u64, more: u64) {
-        let circuit = &mut lock(&self.judge).circuit;
-        if circuit.passes() {
-            let (then, calls) = self.tally.roll(shard, circuit.epoch(), tick);
-            circuit.good(calls + more, then);
-        }
     }
 
     #[cold]
     fn settle(&self, ticket: Ticket, outcome: Outcome) {
         let now = time::now();
-        self.change(|circuit| {
-            if circuit.passes() {
-                let (epoch, tick) = (circuit.epoch(), self.ticks.of(now));
-                self.tally
-                    .collect(epoch, tick, |then, calls| circuit.good(calls, then));
-            }
+        self.change(now, |circuit| {
             circuit.settle(ticket, outcome, fastrand::u64(..), now);
         });
         if ticket.is_probe() {
@@ -595,62 +558,25 @@ impl Shared {
     }
 
     /// Changes the circuit, and tells everybody outside the lock.
-    fn change<R>(&self, change: impl FnOnce(&mut Circuit) -> R) -> R {
-        let mut judge = lock(&self.judge);
-        let before = judge.circuit.epoch();
-        let result = change(&mut judge.circuit);
-        let epoch = judge.circuit.epoch();
-        if epoch == before {
-            return result;
-        }
-        self.tally
-            .collect(epoch, self.ticks.of(time::now()), |_, _| {});
-        let gate = if judge.circuit.passes() { epoch } else { 0 };
-        self.gate.store(gate, Ordering::Release);
-        let mine = !std::mem::replace(&mut judge.telling, true);
-        drop(judge);
-        if mine {
-            self.tell();
-        }
-        self.wake();
-        result
-    }
-
-    /// Tells what changed until nothing is left to tell.
-    fn tell(&self) {
-        /// An observer that panics must not silence those after it.
-        struct Telling<'a>(&'a Mutex<Judge>);
-        impl Drop for Telling<'_> {
-            fn drop(&mut self) {
-                lock(self.0).telling = false;
-            }
-        }
-        let telling = Telling(&self.judge);
-        loop {
-            let changes = {
-                let mut judge = lock(&self.judge);
-                let changes = judge.circuit.take_changes();
-                if changes.is_empty() {
-                    judge.telling = false;
-                    std::mem::forget(telling);
-                    return;
-                }
-                changes
-            };
-            // The present state, not that of a change: another thread may have published a later one already.
+    fn change<R>(&self, now: Instant, change: impl FnOnce(&mut Circuit) -> R) -> R {
+        let (result, changed) = self.gate.change(now, change);
+        if changed {
+            // The present state, not that of this change: another thread may have published a later one already.
             self.state.send_if_modified(|state| {
-                let now = lock(&self.judge).circuit.state();
-                std::mem::replace(state, now) != now
+                let now = self.gate.state();
+                mem::replace(state, now) != now
             });
-            for Change { from, to, cause } in changes {
+            self.wake();
+            self.gate.tell(|Change { from, to, cause }| {
                 self.reporter.emit(|name| Event::Transition {
                     name,
                     from,
                     to,
                     cause,
                 });
-            }
+            });
         }
+        result
     }
 
     /// Lets everybody in line ask again.
@@ -658,7 +584,9 @@ impl Shared {
         if !matches!(self.when_open, WhenOpen::Wait { .. }) {
             return;
         }
-        let wakers: Vec<Waker> = lock(&self.waiting).iter_mut().map(|w| w.clone()).collect();
+        // Taken, not cloned: a waker's code is the user's.
+        let take = |waker: &mut Waker| mem::replace(waker, Waker::noop().clone());
+        let wakers: Vec<Waker> = lock(&self.waiting).iter_mut().map(take).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
 
@@ -686,21 +614,21 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pass<B>, Rejected>> {
         loop {
             // In line before asking, so that no change in between is missed.
-            if let Some(waker) = lock(&self.breaker.waiting).get_mut(self.key) {
-                waker.clone_from(cx.waker());
+            let waker = cx.waker().clone();
+            let place = |place: &mut Waker| mem::replace(place, waker);
+            let replaced = lock(&self.breaker.waiting).get_mut(self.key).map(place);
+            // Outside the lock: it may be the last owner of a task that waits in this line too.
+            drop(replaced);
+            let deadline = ambient::current();
+            if deadline.is_some_and(|at| at <= time::now()) {
+                let rejected = Rejected::DeadlineExceeded { sent: false };
+                return Poll::Ready(Err(self.breaker.report(rejected)));
             }
-            let refused = match Shared::admit(self.breaker.clone(), self.attempt_deadline) {
+            let ask_again = match Shared::admit(self.breaker.clone(), self.attempt_deadline) {
                 Ok(pass) => return Poll::Ready(Ok(pass)),
-                Err(refused) => refused,
+                Err(refused) => refused.ask_again,
             };
-            let mut wake_at = refused.ask_again;
-            if let Some(deadline) = ambient::current() {
-                if deadline <= refused.now {
-                    let rejected = Rejected::DeadlineExceeded { sent: false };
-                    return Poll::Ready(Err(self.breaker.report(rejected)));
-                }
-                wake_at = wake_at.min(deadline);
-            }
+            let wake_at = deadline.map_or(ask_again, |at| at.min(ask_again));
             if self.timer.poll(wake_at, cx).is_pending() {
                 return Poll::Pending;
             }
@@ -750,10 +678,13 @@ impl<B: Deref<Target = Shared>> Pass<B> {
     /// Takes what the result means. `cut`: it is a refusal, no answer.
     #[inline]
     fn settle(mut self, verdict: Verdict, cut: bool) {
-        self.over = true;
+        if mem::replace(&mut self.over, true) {
+            // It panicked, which was counted, and was polled again.
+            return;
+        }
         let good = matches!(verdict.kind, Kind::Success | Kind::Invalid | Kind::Conflict);
         if good && !self.ticket.is_probe() && !self.is_slow() {
-            self.breaker.succeed(self.ticket.epoch);
+            self.breaker.gate.succeed(self.ticket, time::now);
         } else {
             self.settle_slowly(verdict, cut);
         }
@@ -809,13 +740,14 @@ impl<B: Deref<Target = Shared>> Leave for Pass<B> {
         struct Bomb<'a, B: Deref<Target = Shared>>(&'a mut Pass<B>);
         impl<B: Deref<Target = Shared>> Drop for Bomb<'_, B> {
             fn drop(&mut self) {
-                self.0.over = true;
-                self.0.report(BAD);
+                if !mem::replace(&mut self.0.over, true) {
+                    self.0.report(BAD);
+                }
             }
         }
         let bomb = Bomb(self);
         let result = f();
-        std::mem::forget(bomb);
+        mem::forget(bomb);
         result
     }
 
