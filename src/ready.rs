@@ -8,13 +8,17 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    task::{Context, Poll, Waker, ready},
+    task::{Context, Poll, Waker},
 };
 
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{ambient, error::Rejected, time::Timer};
+use crate::{
+    ambient::{self, Bound},
+    error::Rejected,
+    time::Timer,
+};
 
 pin_project! {
     /// One call of `S`, readied first.
@@ -114,17 +118,16 @@ where
                 }
                 StateProj::Readying { held, timer } => {
                     let (service, _) = held.as_mut().expect("held until the service is called");
-                    if service.poll_ready(cx)?.is_pending() {
-                        let Some(refuse) = refuse else {
-                            return Poll::Pending;
-                        };
-                        let Some(at) = ambient::current() else {
-                            return Poll::Pending;
-                        };
-                        ready!(timer.poll(at, cx));
+                    let ready = service.poll_ready(cx)?.is_ready();
+                    if let Some(refuse) = refuse
+                        && is_over(ready, timer, cx)
+                    {
                         state.set(State::Over);
                         let refused = Rejected::DeadlineExceeded { sent: false };
                         return Poll::Ready(Err(refuse(refused)));
+                    }
+                    if !ready {
+                        return Poll::Pending;
                     }
                     let (mut service, request) = held.take().expect("held until it is called");
                     let future = service.call(request);
@@ -133,5 +136,15 @@ where
                 StateProj::Over => panic!("polled again after its result"),
             }
         }
+    }
+}
+
+/// Whether the deadline has come for a request that is still held; where it is waited for, `timer` wakes.
+fn is_over(ready: bool, timer: &mut Timer, cx: &mut Context<'_>) -> bool {
+    if ready {
+        // Whoever is woken late finds the service ready, but the deadline over.
+        Bound::ambient().is_over()
+    } else {
+        ambient::current().is_some_and(|at| timer.poll(at, cx).is_ready())
     }
 }

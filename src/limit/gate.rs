@@ -5,9 +5,11 @@
 //! 2. While the `WAITING` bit is set, no permit is free and the word changes only under the lock: a release then hands its permit to
 //!    the first in line, so that nobody who comes later overtakes it.
 //! 3. The bit is set before anybody is in line and cleared when nobody is: no release misses a waiter.
-//! 4. Wakers run outside the lock.
+//! 4. Wakers are cloned, woken and dropped outside the lock: that is code of the user's, and the last waker of a task may take
+//!    others that wait here with it.
 
 use std::{
+    mem,
     task::Waker,
     time::{Duration, Instant},
 };
@@ -125,13 +127,15 @@ impl Gate {
 
     /// Whether it is somebody's turn; once it is, or it was shed, the key names nobody any more.
     pub(crate) fn turn(&self, key: Key, waker: &Waker) -> Turn {
+        // Declared before the lock, and so dropped after it.
+        let mut waker = waker.clone();
         let mut line = lock(&self.line);
         let Some(waiter) = line.waiters.get_mut(key) else {
             return Turn::Shed;
         };
         let turn = waiter.turn;
         if turn == Turn::Waits {
-            waiter.waker.clone_from(waker);
+            mem::swap(&mut waiter.waker, &mut waker);
             return turn;
         }
         let waiter = line.waiters.remove(key);
@@ -211,7 +215,7 @@ impl Gate {
         while !given && let Some(waiter) = line.waiters.pop() {
             given = waiter.has(expected, now);
             waiter.turn = if given { Turn::Passes(now) } else { Turn::Shed };
-            woken.push(waiter.waker.clone());
+            woken.push(mem::replace(&mut waiter.waker, Waker::noop().clone()));
         }
         if line.waiters.len() == 0 {
             self.nobody_waits();

@@ -305,15 +305,20 @@ where
                     }
                 }
                 StateProj::Circuit { waiting } => match ready!(waiting.poll(cx)) {
+                    Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
                     Ok(pass) => (Some(pass), None),
                     Err(rejected) => break rejected,
                 },
                 StateProj::Queue { waiting, pass } => match ready!(waiting.poll(cx)) {
+                    Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
                     Ok(slot) => (pass.take(), Some(slot)),
                     Err(rejected) => break rejected,
                 },
                 StateProj::Pause { until } => {
                     ready!(this.timer.poll(*until, cx));
+                    if Bound::ambient().is_over() {
+                        break TOO_LATE;
+                    }
                     *this.attempt += 1;
                     this.state.set(State::Start);
                     continue;
@@ -351,6 +356,9 @@ where
         Poll::Ready(answered.unwrap_or_else(|| Err(rejected.into())))
     }
 }
+
+/// Whoever is woken late may go on, but has no time left.
+const TOO_LATE: Rejected = Rejected::DeadlineExceeded { sent: false };
 
 impl<B, L, F> State<B, L, F>
 where
