@@ -76,7 +76,8 @@ async fn a_hundred_idle_readied_clones_hold_nothing() {
         for readiness in [Readiness::Blocked, Readiness::Ready] {
             desk.set_readiness(readiness);
             for clone in &mut idle {
-                clone.ready().await.expect("always ready");
+                let ready = timeout(SECOND, clone.ready()).await;
+                ready.expect("always ready").expect("never fails");
             }
         }
         assert_eq!(finish(service).await.unwrap(), 2, "{case}");
