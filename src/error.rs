@@ -27,7 +27,7 @@ pub enum Rejected {
     /// The circuit is open; the call was not sent.
     #[error("circuit open for {retry_after:.1?} more")]
     CircuitOpen {
-        /// When the circuit will next let a probe through.
+        /// When it makes sense to ask again: the open time is over then, or the probe that is under way has had time to answer.
         retry_after: Duration,
     },
     /// The deadline came first.

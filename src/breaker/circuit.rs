@@ -179,7 +179,9 @@ impl Circuit {
                         slot: Some(self.next_slot),
                     });
                 }
-                earliest(slots).expect("at least one probe is allowed")
+                // A probe that answers does so long before its slot expires.
+                let expiry = earliest(slots).expect("at least one probe is allowed");
+                expiry.min(now + self.rules.open_for)
             }
         };
         match self.forced {
