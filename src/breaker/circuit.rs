@@ -638,7 +638,11 @@ mod tests {
         let probe = bench.pass();
         bench.settle(hung, GOOD);
         assert_eq!(bench.state(), State::HalfOpen);
-        assert_eq!(bench.refusal(), LIFE, "the late probe freed a slot");
+        assert_eq!(
+            bench.refusal(),
+            rules().open_for,
+            "the late probe freed a slot"
+        );
         bench.settle(probe, GOOD);
         assert_eq!(bench.state(), State::Closed);
     }
@@ -792,7 +796,10 @@ mod tests {
                     let expires = now + LIFE_MICROS;
                     return Ok(self.let_through(Way::Probe { expires }));
                 }
-                Mode::HalfOpen => self.expiries().min().unwrap(),
+                Mode::HalfOpen => {
+                    let expiry = self.expiries().min().unwrap();
+                    expiry.min(now + micros(self.rules.open_for))
+                }
             };
             if self.forced.is_some() {
                 return Ok(self.let_through(Way::Stray));
