@@ -71,7 +71,7 @@ async fn main() -> Result<ExitCode, Box<dyn error::Error>> {
         (lost + duplicate == 0, "every write done once"),
         (ours.bad_outside * 10 <= ours.outside, "9 of 10 calls ok"),
         (opened > 0 && closed > 0, "an open and a closed circuit"),
-        (retries > 0, "retries"),
+        (ours.retries.contains_key(&Kind::Conflict), "a rival"),
         (naive.duplicate > 0, "a naive loop that writes twice"),
     ] {
         if !seen {
@@ -182,12 +182,9 @@ async fn work(task: i64, way: Arc<Way>, notes: Arc<Notes>) {
         };
         let took = notes.opened.elapsed() - at;
         successes += u32::from(result.is_ok());
-        let refused = result
-            .as_ref()
-            .is_err_and(|error| Rejected::of(error).is_some());
         let saved = is_write.then_some(id);
-        notes.log.lock().called(result, saved, at, took);
-        sleep(if refused { 4 * REST } else { REST }).await;
+        let refused = notes.log.lock().called(result, saved, at, took);
+        sleep(if refused { 10 * REST } else { REST }).await;
     }
 }
 
@@ -272,10 +269,9 @@ impl Notes {
         let number = self.connect()?;
         let row = sqlx::query("SELECT 1 FROM note WHERE id = ? LIMIT 1").bind(id);
         let found = row.fetch_optional(&self.pool).await?.is_some();
-        if number % 20 == 0 {
-            Err(lost())
-        } else {
-            Ok(found)
+        match number % 20 {
+            0 => Err(lost()),
+            _ => Ok(found),
         }
     }
 
@@ -363,29 +359,29 @@ struct Counts {
 const HEADING: &str = "              calls     ok  refused  unknown  failed  lost  duplicate  sent while down     p50    p99  retries";
 
 impl Counts {
+    /// Whether the call was refused.
     fn called(
         &mut self,
         result: Result<(), sqlx::Error>,
         saved: Option<i64>,
         at: Duration,
         took: Duration,
-    ) {
+    ) -> bool {
+        let error = result.as_ref().err();
+        let rejected = error.and_then(|error| Rejected::of(error));
+        let refused = rejected.is_some_and(|rejected| !rejected.sent());
+        let unknown = !refused && error.is_some_and(|error| kind(error) == Kind::Ambiguous);
         self.calls += 1;
+        self.ok += u64::from(result.is_ok());
+        self.refused += u64::from(refused);
+        self.unknown += u64::from(unknown);
+        self.saved.extend(saved.filter(|_| result.is_ok()));
         self.took.push(took);
-        match &result {
-            Ok(()) => {
-                self.ok += 1;
-                self.saved.extend(saved);
-            }
-            Err(error) => match Rejected::of(error) {
-                Some(rejected) if !rejected.sent() => self.refused += 1,
-                _ => self.unknown += u64::from(kind(error) == Kind::Ambiguous),
-            },
-        }
         if !OUTAGE.contains(&at) {
             self.outside += 1;
             self.bad_outside += u64::from(result.is_err());
         }
+        refused
     }
 
     fn retried(&mut self, kind: Kind) {
@@ -393,31 +389,27 @@ impl Counts {
     }
 
     fn print(&self, name: &str) {
-        let Self {
-            calls,
-            ok,
-            refused,
-            unknown,
-            lost,
-            duplicate,
-            in_vain,
-            ..
-        } = self;
-        let failed = calls - ok - refused - unknown;
+        let failed = self.calls - self.ok - self.refused - self.unknown;
         let mut took = self.took.clone();
         took.sort_unstable();
         let percentile =
             |percent: usize| took[(took.len() - 1) * percent / 100].as_secs_f64() * 1e3;
-        let (p50, p99) = (percentile(50), percentile(99));
-        let count = |kind| Some(format!("{kind} {}", self.retries.get(kind)?));
-        let retries = Kind::ALL
-            .iter()
-            .filter_map(count)
-            .collect::<Vec<_>>()
-            .join(", ");
-        println!(
-            "{name:<12} {calls:>6} {ok:>6}  {refused:>7}  {unknown:>7}  {failed:>6}  {lost:>4}  {duplicate:>9}  \
-             {in_vain:>15}  {p50:>4.1}ms {p99:>4.0}ms  {retries}"
+        print!(
+            "{name:<12} {:>6} {:>6}  {:>7}  ",
+            self.calls, self.ok, self.refused
         );
+        print!(
+            "{:>7}  {failed:>6}  {:>4}  {:>9}  ",
+            self.unknown, self.lost, self.duplicate
+        );
+        print!(
+            "{:>15}  {:>4.1}ms {:>4.0}ms  ",
+            self.in_vain,
+            percentile(50),
+            percentile(99)
+        );
+        let count = |kind| Some(format!("{kind} {}", self.retries.get(kind)?));
+        let retries: Vec<_> = Kind::ALL.iter().filter_map(count).collect();
+        println!("{}", retries.join(", "));
     }
 }
