@@ -220,9 +220,17 @@ impl<E> Refusal for Error<E> {
 
 /// What `result` means to the parts of a stack: a refusal of ours is recognised before `classify` is asked.
 ///
-/// A call that was sent and then ran out of time may have acted; every other refusal says nothing about the
-/// dependency.
-pub(crate) fn judge<T, E, C>(classify: &C, result: &Result<T, E>) -> Verdict
+/// A call that was sent and then ran out of time may have acted: [`Ambiguous`](Kind::Ambiguous). Every other refusal says nothing about the
+/// dependency: [`Ignored`](Kind::Ignored). Ask this rather than the classifier when you want to know what became of a call.
+///
+/// ```
+/// use std::io;
+/// use steadfast::{Kind, Rejected, classify, error::judge};
+///
+/// let refused: io::Result<()> = Err(Rejected::DeadlineExceeded { sent: false }.into());
+/// assert_eq!(judge(&classify::Io, &refused).kind, Kind::Ignored);
+/// ```
+pub fn judge<T, E, C>(classify: &C, result: &Result<T, E>) -> Verdict
 where
     E: Refusal,
     C: Classify<T, E>,

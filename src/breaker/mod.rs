@@ -1,11 +1,11 @@
 //! A circuit breaker: stops calling a dependency that fails, and finds out when it is back.
 //!
 //! ```text
-//!            ≥ 50 % of ≥ 20 calls in 10 s failed            500 ms over, somebody calls
-//!  Closed ─────────────────────────────────────► Open ─────────────────────────────────► HalfOpen
-//!    ▲                                            ▲                                        │
-//!    │            a probe succeeded               └─── a probe failed or hung: doubled ────┤
-//!    └─────────────────────────────────────────────────────────────────────────────────────┘
+//!     ≥ 50 % of ≥ 20 calls in 10 s, or 50 in a row, failed        500 ms over, somebody calls
+//!  Closed ──────────────────────────────────────────────────► Open ────────────────────────────► HalfOpen
+//!    ▲                                                         ▲                                   │
+//!    │                 a probe succeeded                       └─ a probe failed or hung: doubled ─┤
+//!    └─────────────────────────────────────────────────────────────────────────────────────────────┘
 //! ```
 //!
 //! ```
@@ -42,7 +42,8 @@
 //! | `probes`, `required_successes` | 1, 1 | one call answers the question; the queue behind a limiter takes what comes then |
 //! | `attempt_deadline` | none; `Shield` sets its own | a breaker alone can't know how long a call may take |
 //! | slot of a probe | 2 × `attempt_deadline`, else 30 s | longer than any probe that is still worth waiting for |
-//! | `consecutive`, `slow_calls` | off | a rate serves many callers; [`Breaker::consecutive`] is the textbook's breaker |
+//! | `consecutive` | 50 | a total outage is noticed at once, however many good calls the window remembers; more than a usual pool's connections, which one restart breaks all at a time |
+//! | `slow_calls` | off | only you know what is slow |
 //! | `when_open` | [`Refuse`](WhenOpen::Refuse) | waiting ties up callers; it is for batch work |
 //!
 //! # What it reports
@@ -129,7 +130,7 @@ impl Breaker {
                 probes: 1,
                 required_successes: 1,
             },
-            consecutive: None,
+            consecutive: Some(50),
             max_open_for: None,
             attempt_deadline: None,
             when_open: WhenOpen::Refuse,
@@ -293,7 +294,7 @@ impl Builder {
         self
     }
 
-    /// So many failures in a row open the circuit too.
+    /// So many failures in a row open the circuit, whatever the rate.
     pub fn consecutive(mut self, failures: u32) -> Self {
         self.consecutive = Some(failures);
         self
