@@ -430,6 +430,8 @@ type Stacked<S, C> = steadfast::deadline::DeadlineService<
 
 type Failing = tower::util::BoxCloneService<(), (), io::Error>;
 
+type Named<T> = (&'static str, T);
+
 /// A service that always fails, with the parts around it.
 struct Parts {
     service: Failing,
@@ -441,7 +443,7 @@ struct Parts {
 }
 
 /// The same parts as layers, as a shield around a service, and as a shield around a closure.
-fn with_retry_and_breaker() -> [(&'static str, fn() -> Parts); 3] {
+fn with_retry_and_breaker() -> [Named<fn() -> Parts>; 3] {
     fn build(around: impl FnOnce(&Parts, Retry) -> Failing) -> Parts {
         let events = Arc::new(Events::default());
         let calls = Arc::new(AtomicU32::new(0));
