@@ -145,15 +145,25 @@ impl From<Rejected> for io::Error {
             Rejected::DeadlineExceeded { .. } => io::ErrorKind::TimedOut,
             Rejected::Overloaded { .. } => io::ErrorKind::ResourceBusy,
         };
-        Self::new(kind, rejected)
+        Self::new(kind, Carried(rejected))
     }
 }
 
 impl Refusal for io::Error {
     fn rejected(&self) -> Option<&Rejected> {
-        self.get_ref()?.downcast_ref()
+        let inner = self.get_ref()?;
+        match inner.downcast_ref() {
+            Some(Carried(rejected)) => Some(rejected),
+            None => inner.downcast_ref(),
+        }
     }
 }
+
+/// A refusal inside an [`io::Error`]. That one's `source()` skips what it wraps, and so does every error that is
+/// transparent to it: the refusal stands one deeper, where they all find it.
+#[derive(Debug, Error)]
+#[error("{0}")]
+struct Carried(#[source] Rejected);
 
 /// Either a refusal of ours or the service's own error `E`; for error types that can't carry a refusal.
 ///

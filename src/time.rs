@@ -8,13 +8,14 @@ use std::{
     cell::RefCell,
     future::Future,
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Instant,
 };
 
 use tokio::{
     runtime::{Handle, Id},
+    task::unconstrained,
     time::Sleep,
 };
 
@@ -54,7 +55,8 @@ impl Timer {
         if sleep.deadline() != at {
             sleep.as_mut().reset(at);
         }
-        sleep.as_mut().poll(cx)
+        // A call that uses up tokio's cooperative budget at each poll would else keep its own deadline from striking.
+        pin!(unconstrained(sleep.as_mut())).poll(cx)
     }
 }
 
