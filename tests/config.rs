@@ -227,15 +227,15 @@ fn a_budget_refuses_bad_settings() {
     let table: &Table<BudgetBuilder> = &[
         (
             |b| b.ratio(0.0),
-            "budget: ratio is 0.0, but must be over 0 and at most 1",
+            "budget: ratio is 0.0, but must be at least 0.000001 and at most 1",
         ),
         (
             |b| b.ratio(1.1),
-            "budget: ratio is 1.1, but must be over 0 and at most 1",
+            "budget: ratio is 1.1, but must be at least 0.000001 and at most 1",
         ),
         (
             |b| b.ratio(f64::NAN),
-            "budget: ratio is NaN, but must be over 0 and at most 1",
+            "budget: ratio is NaN, but must be at least 0.000001 and at most 1",
         ),
         (
             |b| b.window(ZERO),
@@ -259,7 +259,11 @@ fn a_budget_refuses_bad_settings() {
         ),
         (
             |b| b.floor(1.0, 1_000_001),
-            "budget: floor burst is 1000001, but must be at least 0 and at most 1000000",
+            "budget: floor burst is 1000001, but must be at least 1 and at most 1000000",
+        ),
+        (
+            |b| b.floor(1.0, 0),
+            "budget: floor burst is 0, but must be at least 1 and at most 1000000",
         ),
     ];
     assert_refused(Budget::builder, |b| b.build(), table);
@@ -424,10 +428,11 @@ async fn the_longest_times_and_hints_can_be_used() {
     // The next attempt could not start before the deadline: the error comes at once.
     shield.run(fail).await.unwrap_err();
     assert_eq!(start.elapsed(), ZERO);
-    // By the hint the circuit is open for a year; then this call probes.
+    // By the hint the circuit is open for a year, and then the deadline is over.
     assert_eq!(breaker.state(), State::Open);
     let error = shield.run(fail).await.unwrap_err();
-    assert_eq!(Rejected::of(&error), None, "{error}");
+    let late = Rejected::DeadlineExceeded { sent: false };
+    assert_eq!(Rejected::of(&error), Some(&late), "{error}");
     assert_eq!(start.elapsed(), YEAR);
     // Without a deadline, the hint is believed for a year.
     let layered = Layer::layer(

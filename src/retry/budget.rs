@@ -106,7 +106,7 @@ pub struct BudgetBuilder {
 }
 
 impl BudgetBuilder {
-    /// The share of a retry that one success pays for: over 0, at most 1.
+    /// The share of a retry that one success pays for: at least a millionth, at most 1.
     pub fn ratio(mut self, ratio: f64) -> Self {
         self.rules.ratio = ratio;
         self
@@ -132,13 +132,18 @@ impl BudgetBuilder {
     pub fn build(self) -> Result<Budget, ConfigError> {
         const PART: &str = "budget";
         let rules = self.rules;
-        ConfigError::check_rate(PART, "ratio", rules.ratio)?;
+        if !(LEAST_RATIO..=1.0).contains(&rules.ratio) {
+            let allowed = format!("at least {LEAST_RATIO} and at most 1");
+            return Err(ConfigError::new(PART, "ratio", rules.ratio, allowed));
+        }
         ConfigError::check_time(PART, "window", rules.window, Duration::from_millis(10))?;
         if !(0.0..=1e6).contains(&rules.per_second) {
             let allowed = "at least 0 and at most 1000000 per second";
             return Err(ConfigError::new(PART, "floor", rules.per_second, allowed));
         }
-        ConfigError::check_count(PART, "floor burst", rules.burst as usize, 0, 1_000_000)?;
+        // A floor of which nothing can be saved is none.
+        let least = usize::from(rules.per_second > 0.0);
+        ConfigError::check_count(PART, "floor burst", rules.burst as usize, least, 1_000_000)?;
         let now = time::now();
         let shared = Shared {
             tally: Tally::new(shard::shards(), EPOCH),
@@ -150,6 +155,9 @@ impl BudgetBuilder {
         })
     }
 }
+
+/// Balances are counted in millionths of a retry.
+const LEAST_RATIO: f64 = 0.000_001;
 
 /// A budget has one epoch only.
 const EPOCH: u64 = 0;
