@@ -275,7 +275,10 @@ mod model {
 
     #[test]
     fn every_success_is_handed_over_once_and_none_across_epochs() {
-        loom::model(|| {
+        let mut builder = loom::model::Builder::new();
+        // All interleavings take minutes.
+        builder.preemption_bound = Some(3);
+        builder.check(|| {
             let tally = Arc::new(Tally::new(1, 1));
             // Handed over of epoch 1 and 2, and the epoch that holds.
             let owner = Arc::new(Mutex::new(([0; 2], 1)));

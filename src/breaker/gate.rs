@@ -147,3 +147,191 @@ impl Drop for Telling<'_> {
         }
     }
 }
+
+#[cfg(all(test, steadfast_loom))]
+mod model {
+    use std::time::Duration;
+
+    use loom::{
+        model::Builder,
+        sync::{Arc, atomic::AtomicU32},
+        thread,
+    };
+
+    use super::*;
+    use crate::{
+        breaker::circuit::{Forced, Outcome, Rules},
+        testing::start,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// Walks through the interleavings with at most two preemptions; more take minutes.
+    fn check(model: impl Fn() + Send + Sync + 'static) {
+        let mut builder = Builder::new();
+        builder.preemption_bound = Some(2);
+        builder.check(model);
+    }
+
+    fn gate(now: Instant) -> Gate {
+        let rules = Rules {
+            failure_rate: Some(0.6),
+            minimum_calls: 1,
+            window: 10 * SECOND,
+            consecutive: None,
+            slow: None,
+            open_for: SECOND,
+            max_open_for: SECOND,
+            probes: 1,
+            required_successes: 1,
+        };
+        let ticks = Ticks::new(rules.window, now);
+        Gate::new(Circuit::new(rules, ticks), 1, ticks)
+    }
+
+    /// One call that succeeds; returns the epoch that it passed in.
+    fn succeed(gate: &Gate, now: Instant) -> u64 {
+        let Some(ticket) = gate.pass() else { return 0 };
+        gate.succeed(ticket, || now);
+        ticket.epoch
+    }
+
+    fn settle(gate: &Gate, ticket: Ticket, outcome: Outcome, now: Instant) {
+        gate.change(now, |circuit| circuit.settle(ticket, outcome, 0, now));
+    }
+
+    fn fail(gate: &Gate, now: Instant) {
+        let ticket = gate.pass().expect("the circuit is closed");
+        let failed = Outcome::Counted {
+            bad: true,
+            slow: false,
+            retry_after: None,
+        };
+        settle(gate, ticket, failed, now);
+    }
+
+    /// How many failures open the circuit tells how many successes it knows of: 1 if none, 2 if one, 3 if two.
+    fn failures_to_open(gate: &Gate, now: Instant) -> u32 {
+        (1..9)
+            .find(|_| {
+                fail(gate, now);
+                gate.state() == State::Open
+            })
+            .expect("enough failures open it")
+    }
+
+    #[test]
+    fn every_success_that_was_settled_before_a_failure_is_known_to_it_once() {
+        check(|| {
+            let start = start();
+            let gate = Arc::new(gate(start));
+            // Of another tick than the shards', so that both roll their shard while it is emptied.
+            let now = start + SECOND;
+            let callers = [(); 2].map(|()| {
+                let gate = gate.clone();
+                thread::spawn(move || succeed(&gate, now))
+            });
+            gate.change(now, |_| {});
+            for caller in callers {
+                assert_eq!(caller.join().unwrap(), 1);
+            }
+            assert_eq!(failures_to_open(&gate, now), 3);
+        });
+    }
+
+    #[test]
+    fn a_success_counts_in_the_epoch_that_it_passed_in_and_in_no_other() {
+        check(|| {
+            let start = start();
+            let gate = Arc::new(gate(start));
+            let now = start + SECOND;
+            let callers = [(); 2].map(|()| {
+                let gate = gate.clone();
+                thread::spawn(move || succeed(&gate, now))
+            });
+            gate.change(now, |circuit| circuit.force(Forced::Open));
+            gate.change(now, Circuit::reset);
+            let epochs = callers.map(|caller| caller.join().unwrap());
+            let counted = epochs.iter().filter(|epoch| **epoch == 3).count();
+            assert_eq!(failures_to_open(&gate, now), 1 + counted as u32);
+        });
+    }
+
+    #[test]
+    fn a_failure_beside_a_success_loses_neither() {
+        check(|| {
+            let start = start();
+            let gate = Arc::new(gate(start));
+            let now = start + SECOND;
+            gate.change(now, |circuit| circuit.good(2, 1));
+            let caller = {
+                let gate = gate.clone();
+                thread::spawn(move || succeed(&gate, now))
+            };
+            fail(&gate, now);
+            assert_eq!(caller.join().unwrap(), 1);
+            // 5 of 8 are over 60 %, 4 of 7 are not.
+            assert_eq!(1 + failures_to_open(&gate, now), 5);
+        });
+    }
+
+    #[test]
+    fn no_more_probes_are_under_way_than_may_be() {
+        check(|| {
+            let start = start();
+            let gate = Arc::new(gate(start));
+            fail(&gate, start);
+            let now = start + SECOND;
+            let under_way = Arc::new(AtomicU32::new(0));
+            let ask = move |gate: &Gate, under_way: &AtomicU32| {
+                let admit = |circuit: &mut Circuit| circuit.admit(SECOND, 0, now);
+                let Ok(ticket) = gate.change(now, admit).0 else {
+                    return 0;
+                };
+                assert!(ticket.is_probe());
+                assert_eq!(under_way.fetch_add(1, Ordering::Relaxed), 0);
+                under_way.fetch_sub(1, Ordering::Relaxed);
+                settle(gate, ticket, Outcome::Neutral, now);
+                1
+            };
+            let others = [(); 2].map(|()| {
+                let (gate, under_way) = (gate.clone(), under_way.clone());
+                thread::spawn(move || ask(&gate, &under_way))
+            });
+            let mine = ask(&gate, &under_way);
+            let probes = others
+                .map(|other| other.join().unwrap())
+                .iter()
+                .sum::<u32>()
+                + mine;
+            assert!(probes >= 1);
+            assert_eq!(gate.state(), State::HalfOpen);
+        });
+    }
+
+    #[test]
+    fn every_change_is_told_once_and_in_order() {
+        check(|| {
+            let now = start();
+            let gate = Arc::new(gate(now));
+            let told = Arc::new(Mutex::new(Vec::new()));
+            let act = move |gate: &Gate, told: &Mutex<Vec<Change>>, change: fn(&mut Circuit)| {
+                gate.change(now, change);
+                gate.tell(|change| lock(told).push(change));
+            };
+            let forcer = {
+                let (gate, told) = (gate.clone(), told.clone());
+                thread::spawn(move || act(&gate, &told, |circuit| circuit.force(Forced::Open)))
+            };
+            act(&gate, &told, |circuit| circuit.force(Forced::Closed));
+            act(&gate, &told, Circuit::reset);
+            forcer.join().unwrap();
+            let mut state = State::Closed;
+            for change in &*lock(&told) {
+                assert_eq!(change.from, state);
+                state = change.to;
+            }
+            assert_eq!(state, gate.state());
+        });
+    }
+}
