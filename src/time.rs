@@ -6,15 +6,16 @@
 
 use std::{
     cell::RefCell,
-    future::Future,
+    future::{Future, poll_fn},
     mem,
-    pin::Pin,
+    pin::{Pin, pin},
     task::{Context, Poll},
     time::Instant,
 };
 
 use tokio::{
     runtime::{Handle, Id},
+    task::coop,
     time::Sleep,
 };
 
@@ -55,6 +56,29 @@ impl Timer {
             sleep.as_mut().reset(at);
         }
         sleep.as_mut().poll(cx)
+    }
+
+    /// [`poll`](Self::poll) after code of the user's; `had_budget` is what [`has_budget`](Self::has_budget) said before that.
+    ///
+    /// tokio lets a task make only so much progress in one poll. Code that is always busy uses that up, which must not
+    /// stop the timer that should end it.
+    pub(crate) fn poll_after(
+        &mut self,
+        had_budget: bool,
+        at: Instant,
+        cx: &mut Context<'_>,
+    ) -> Poll<()> {
+        if had_budget && !coop::has_budget_remaining() {
+            let timer = poll_fn(|cx| self.poll(at, cx));
+            pin!(coop::unconstrained(timer)).poll(cx)
+        } else {
+            self.poll(at, cx)
+        }
+    }
+
+    /// Whether its task may make progress still; not asked before the timer was first polled, as it can't be over by then.
+    pub(crate) fn has_budget(&self) -> bool {
+        self.made.is_some() && coop::has_budget_remaining()
     }
 }
 

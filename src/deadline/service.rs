@@ -117,12 +117,13 @@ where
         let sent = match this.call.as_mut().as_pin_mut() {
             None => false,
             Some(call) => {
+                let had_budget = this.timer.has_budget();
                 // Inner first: a finished call wins over an expired deadline.
                 if let Poll::Ready(result) = this.bound.enter(|| call.poll(cx)) {
                     return Poll::Ready(result);
                 }
                 let at = this.bound.resolve_now().expect("bounded by the layer");
-                ready!(this.timer.poll(at, cx));
+                ready!(this.timer.poll_after(had_budget, at, cx));
                 this.bound.enter(|| this.call.set(None));
                 true
             }

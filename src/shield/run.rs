@@ -260,6 +260,7 @@ where
                     bound,
                     waited,
                 } => {
+                    let had_budget = this.timer.has_budget();
                     let polled = entered(slot, pass, bound, || future.poll(cx));
                     let result = match polled {
                         Poll::Ready(result) => result,
@@ -268,7 +269,7 @@ where
                                 first_wait(slot, pass, bound);
                             }
                             let at = bound.resolve_now().expect("the attempt has a deadline");
-                            ready!(this.timer.poll(at, cx));
+                            ready!(this.timer.poll_after(had_budget, at, cx));
                             Err(policy
                                 .report(Rejected::DeadlineExceeded { sent: true })
                                 .into())
