@@ -180,7 +180,7 @@ mod tests {
                 .map(|_| {
                     scope.spawn(|| {
                         let deposit = |_: &u64| budget.deposit();
-                        let take = |n: u64| u64::from(n % 7 == 0 && budget.withdraw());
+                        let take = |n: u64| u64::from(n.is_multiple_of(7) && budget.withdraw());
                         (0..DEPOSITS).inspect(deposit).map(take).sum::<u64>()
                     })
                 })
