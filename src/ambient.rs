@@ -61,7 +61,15 @@ impl Bound {
 
     /// Runs `f` with this bound around it.
     pub(crate) fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        let outer = CURRENT.replace(*self);
+        let outer = CURRENT.get();
+        // It may be kept from a time when another one surrounded it.
+        if let Some(at) = outer.at {
+            *self = self.until(at);
+        }
+        if let Some(within) = outer.within {
+            *self = self.within(within);
+        }
+        CURRENT.set(*self);
         let _left = Entered { bound: self, outer };
         f()
     }

@@ -55,7 +55,8 @@ impl Timer {
         if sleep.deadline() != at {
             sleep.as_mut().reset(at);
         }
-        // A call that uses up tokio's cooperative budget at each poll would else keep its own deadline from striking.
+        // tokio lets a task make only so much progress in one poll. Code that is always busy uses that up, which must
+        // not stop the timer that should end it.
         pin!(unconstrained(sleep.as_mut())).poll(cx)
     }
 }

@@ -161,3 +161,70 @@ const LEAST_RATIO: f64 = 0.000_001;
 
 /// A budget has one epoch only.
 const EPOCH: u64 = 0;
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use std::thread;
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::testing::at;
+
+    /// Spends all there is.
+    fn drain(budget: &Budget, now: Instant) -> u64 {
+        (0..).take_while(|_| budget.withdraw_at(now)).count() as u64
+    }
+
+    #[test]
+    fn threads_that_pay_in_and_take_out_lose_nothing_and_make_nothing_up() {
+        const DEPOSITS: u64 = 40_000;
+        // No deposit expires while the test runs, and nothing refills.
+        let window = Duration::from_secs(3_600);
+        let builder = Budget::builder().window(window).floor(0.0, 5);
+        let budget = builder.build().unwrap();
+        let withdrawn: u64 = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let deposit = |_: &u64| budget.deposit();
+                        let take = |n: u64| u64::from(n.is_multiple_of(7) && budget.withdraw());
+                        (0..DEPOSITS).inspect(deposit).map(take).sum::<u64>()
+                    })
+                })
+                .collect();
+            threads.into_iter().map(|t| t.join().unwrap()).sum()
+        });
+        assert!(withdrawn > 0, "some were taken out meanwhile");
+        let left = drain(&budget, time::now());
+        assert_eq!(withdrawn + left, 4 * DEPOSITS / 10 + 5);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_out_was_paid_in_or_refilled(
+            ratio in 1..=100_u32, per_second in 0..5_u32, burst in 0..9_u32,
+            steps in prop::collection::vec((0..200_u32, 0..30_u32, 0..30_u32), 1..60),
+        ) {
+            let ratio = f64::from(ratio) / 100.0;
+            let builder = Budget::builder().ratio(ratio).floor(f64::from(per_second), burst);
+            let budget = builder.build().unwrap();
+            let start = time::now();
+            let (mut now, mut paid_in, mut taken) = (0.0, 0, 0);
+            for (deposits, withdrawals, tenths) in steps {
+                for _ in 0..deposits {
+                    budget.deposit();
+                }
+                paid_in += deposits;
+                for _ in 0..withdrawals {
+                    taken += u32::from(budget.withdraw_at(at(start, now)));
+                }
+                // The budget was made a moment before `start`.
+                let refilled = f64::from(per_second) * (now + 1.0);
+                let most = ratio * f64::from(paid_in) + refilled + f64::from(burst);
+                prop_assert!(f64::from(taken) <= most + 1e-6, "{taken} of {most}");
+                now += f64::from(tenths) / 10.0;
+            }
+        }
+    }
+}
