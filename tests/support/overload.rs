@@ -127,7 +127,9 @@ impl Inner {
             answers.len() - 1
         });
         answers[index] = Some(answer);
-        self.running.borrow_mut().push(Reverse((until, index as u64)));
+        self.running
+            .borrow_mut()
+            .push(Reverse((until, index as u64)));
     }
 
     /// Ends what is due; the next in line begins in its place.
@@ -246,7 +248,11 @@ where
             sleep_until(start + Duration::from_millis(now)).await;
             database.inner.end(now);
             let spike = (day.spike.from..day.spike.until).contains(&(now as f64 / 1e3));
-            let rate = if spike { day.spike.arrivals } else { day.arrivals };
+            let rate = if spike {
+                day.spike.arrivals
+            } else {
+                day.arrivals
+            };
             for _ in 0..poisson(rate / 1e3, &mut dice) {
                 count(&mut record.borrow_mut().offered, now);
                 let (call, database, record) = (call.clone(), database.clone(), record.clone());
@@ -338,7 +344,9 @@ impl Record {
             let mean = three.iter().map(|n| f64::from(*n)).sum::<f64>() / three.len() as f64;
             mean >= target
         };
-        (end..self.goodput.len() - 2).find(|second| back(*second)).map(|second| second - end)
+        (end..self.goodput.len() - 2)
+            .find(|second| back(*second))
+            .map(|second| second - end)
     }
 
     /// The mean goodput of the seconds from `from` up to `until`.
