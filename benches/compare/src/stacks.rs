@@ -34,6 +34,7 @@ use crate::overload::{Clock, Database};
 /// One of the stacks.
 pub struct Stack {
     pub name: &'static str,
+    pub color: &'static str,
     pub make: Make,
     pub clock: Clock,
     pub is_ours: bool,
@@ -57,31 +58,33 @@ pub enum Trouble {
 impl Stack {
     /// All of them, in the order of the tables.
     pub fn all() -> Vec<Self> {
-        let peer = |name, make| Self {
+        let peer = |name, color, make| Self {
             name,
+            color,
             make,
             clock: Clock::Virtual,
             is_ours: false,
         };
+        let blue = "#0057e7";
         vec![
             Self {
                 is_ours: true,
-                ..peer("steadfast", steadfast)
+                ..peer("steadfast", blue, steadfast)
             },
-            peer("timeout only", timeout_only),
-            peer("naive loop", naive),
-            peer("naive, backoff", naive_with_backoff),
-            peer("tower", tower),
-            peer("seatbelt", seatbelt),
-            peer("seatbelt + limit", seatbelt_and_limit),
+            peer("timeout only", "#8a8a8a", timeout_only),
+            peer("naive loop", "#d62728", naive),
+            peer("naive, backoff", "#ff9d2e", naive_with_backoff),
+            peer("tower", "#009e73", tower),
+            peer("seatbelt", "#d66bb0", seatbelt),
+            peer("seatbelt + limit", "#7a4a2b", seatbelt_and_limit),
             Self {
                 is_ours: true,
                 clock: Clock::Real,
-                ..peer("steadfast, real time", steadfast)
+                ..peer("steadfast, real time", blue, steadfast)
             },
             Self {
                 clock: Clock::Real,
-                ..peer("tower-resilience", tower_resilience)
+                ..peer("tower-resilience", "#7b3fbf", tower_resilience)
             },
         ]
     }
