@@ -1,8 +1,8 @@
-//! A model of the worst day, in virtual time: an open loop of callers, and a database that goes on with abandoned work.
+//! A model of the worst day: an open loop of callers, and a database that goes on with abandoned work.
 //!
 //! Everything happens on a grid of one millisecond, the resolution of tokio's timers. Arrivals are Poisson, service times exponential, both rounded to the
 //! grid up or down by chance, so that their means are exact. The random numbers are seeded, and so are those of the layers under test, which take theirs
-//! from the same generator of the thread.
+//! from the same generator of the thread. Time is virtual, except for those who can't follow it.
 
 use std::{
     cell::{Cell, RefCell},
@@ -77,9 +77,14 @@ impl Trigger {
 impl Database {
     /// One query. Dropped, it goes on in the database.
     pub async fn query(&self) {
+        let _ = self.ask().await;
+    }
+
+    /// Begins a query; the answer may be awaited anywhere.
+    pub fn ask(&self) -> oneshot::Receiver<()> {
         let (answer, answered) = oneshot::channel();
         self.inner.enter(answer);
-        let _ = answered.await;
+        answered
     }
 
     /// How many queries began in each second.
@@ -94,17 +99,17 @@ impl Inner {
     }
 
     fn enter(&self, answer: oneshot::Sender<()>) {
-        count(&mut self.load.borrow_mut(), self.now());
+        let now = self.now();
+        count(&mut self.load.borrow_mut(), now);
         match self.serves {
             Serves::Workers { workers, .. } if self.busy.get() >= workers => {
                 self.waiting.borrow_mut().push_back(answer);
             }
-            Serves::Workers { .. } | Serves::Everybody { .. } => self.begin(answer),
+            Serves::Workers { .. } | Serves::Everybody { .. } => self.begin(answer, now),
         }
     }
 
-    fn begin(&self, answer: oneshot::Sender<()>) {
-        let now = self.now();
+    fn begin(&self, answer: oneshot::Sender<()>, now: u64) {
         self.busy.set(self.busy.get() + 1);
         let share = self.trigger.share_at(now as f64 / 1e3);
         let mut dice = self.dice.borrow_mut();
@@ -130,8 +135,8 @@ impl Inner {
     /// Ends what is due; the next in line begins in its place.
     fn end(&self, now: u64) {
         loop {
-            let due = match self.running.borrow().peek() {
-                Some(&Reverse((until, index))) if until <= now => index as usize,
+            let (ended, due) = match self.running.borrow().peek() {
+                Some(&Reverse((until, index))) if until <= now => (until, index as usize),
                 _ => return,
             };
             self.running.borrow_mut().pop();
@@ -144,7 +149,8 @@ impl Inner {
             }
             let next = self.waiting.borrow_mut().pop_front();
             if let Some(next) = next {
-                self.begin(next);
+                // Not `now`: a real clock may have run ahead, and the database would lose the time.
+                self.begin(next, ended);
             }
         }
     }
@@ -188,8 +194,27 @@ pub struct Record {
     pub load: Vec<u32>,
 }
 
-/// Lives through a day: `call` is what one caller does, `Ok` is an answer.
+/// Lives through a day in virtual time: what `make` makes is what one caller does, `Ok` is an answer.
 pub fn live<F, Fut, E>(day: Day, seed: u64, make: impl FnOnce() -> F) -> Record
+where
+    F: Fn(Database) -> Fut + 'static,
+    Fut: Future<Output = Result<(), E>>,
+{
+    live_by(Clock::Virtual, day, seed, make)
+}
+
+/// Which time a day takes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[allow(dead_code, reason = "a test has no day to spend")]
+pub enum Clock {
+    /// None: tokio's paused clock goes from event to event.
+    Virtual,
+    /// As long as it says, for layers that read the system's clock.
+    Real,
+}
+
+/// [`live`] by another clock.
+pub fn live_by<F, Fut, E>(clock: Clock, day: Day, seed: u64, make: impl FnOnce() -> F) -> Record
 where
     F: Fn(Database) -> Fut + 'static,
     Fut: Future<Output = Result<(), E>>,
@@ -198,7 +223,7 @@ where
     let mut dice = fastrand::Rng::with_seed(seed.wrapping_mul(0x9e37_79b9) ^ 0x5eed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
-        .start_paused(true)
+        .start_paused(clock == Clock::Virtual)
         .build()
         .expect("a runtime");
     LocalSet::new().block_on(&runtime, async move {
@@ -252,6 +277,63 @@ where
         }
         record
     })
+}
+
+/// A look-aside cache in front of the database: full at first, and emptied once.
+///
+/// A caller wants one key of many, each as likely as the next. Only who is still there when the database answers fills the cache.
+#[derive(Clone)]
+#[allow(dead_code, reason = "only one of the models has a cache")]
+pub struct Cache {
+    shelf: Rc<Shelf>,
+}
+
+struct Shelf {
+    held: RefCell<Vec<bool>>,
+    emptied: Instant,
+    is_emptied: Cell<bool>,
+    dice: RefCell<fastrand::Rng>,
+}
+
+#[allow(dead_code, reason = "only one of the models has a cache")]
+impl Cache {
+    /// So many keys, `emptied` so many seconds from now.
+    pub fn new(keys: usize, emptied: f64, seed: u64) -> Self {
+        let shelf = Shelf {
+            held: RefCell::new(vec![true; keys]),
+            emptied: Instant::now() + Duration::from_secs_f64(emptied),
+            is_emptied: Cell::new(false),
+            dice: RefCell::new(fastrand::Rng::with_seed(seed ^ 0xcac4e)),
+        };
+        Self {
+            shelf: Rc::new(shelf),
+        }
+    }
+
+    /// One key: at once if it is held, else by `miss`, whose answer is then held.
+    pub async fn look_aside<E>(&self, miss: impl Future<Output = Result<(), E>>) -> Result<(), E> {
+        let key = self.shelf.pick();
+        if !self.shelf.holds(key) {
+            miss.await?;
+            self.shelf.held.borrow_mut()[key] = true;
+        }
+        Ok(())
+    }
+}
+
+impl Shelf {
+    fn pick(&self) -> usize {
+        let keys = self.held.borrow().len();
+        self.dice.borrow_mut().usize(..keys)
+    }
+
+    fn holds(&self, key: usize) -> bool {
+        if !self.is_emptied.get() && Instant::now() >= self.emptied {
+            self.is_emptied.set(true);
+            self.held.borrow_mut().fill(false);
+        }
+        self.held.borrow()[key]
+    }
 }
 
 impl Record {
