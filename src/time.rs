@@ -9,7 +9,7 @@ use std::{
     future::Future,
     mem,
     pin::{Pin, pin},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
     time::Instant,
 };
 
@@ -30,7 +30,7 @@ pub(crate) fn now() -> Instant {
 ///
 /// Invariants:
 /// 1. A `Sleep` is only ever polled on the runtime that it was made on: one whose runtime is gone panics.
-/// 2. An idle `Sleep` lies a year ahead, so that it does not wake the task that last used it.
+/// 2. An idle `Sleep` is over or lies a year ahead, and holds nobody's waker.
 pub(crate) struct Timer {
     made: Option<Made>,
 }
@@ -106,14 +106,19 @@ fn put(Made { on, mut sleep }: Made) {
     if on != here() {
         return;
     }
+    if !sleep.is_elapsed() {
+        let idle = sleep.deadline() + LONGEST;
+        sleep.as_mut().reset(idle);
+        // It lets go of the waker that it holds, which may be all that keeps a task alive.
+        let mut cx = Context::from_waker(Waker::noop());
+        let _ = pin!(unconstrained(sleep.as_mut())).poll(&mut cx);
+    }
     // The thread's storage may be gone already when a task is dropped at its end.
     let _ = POOL.try_with(|pool| {
         let Ok(mut pool) = pool.try_borrow_mut() else {
             return;
         };
         if pool.made_on == on && pool.idle.len() < IDLE {
-            let idle = sleep.deadline() + LONGEST;
-            sleep.as_mut().reset(idle);
             pool.idle.push(sleep);
         }
     });

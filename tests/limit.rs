@@ -132,7 +132,10 @@ where
 
 fn limiter(in_flight: usize, queue: usize) -> ConcurrencyLimiter {
     let builder = ConcurrencyLimiter::builder(in_flight).queue(queue);
-    builder.build().unwrap()
+    if queue == 0 {
+        return builder.build().unwrap();
+    }
+    builder.max_wait(DAY).build().unwrap()
 }
 
 fn counts(limiter: &ConcurrencyLimiter) -> (usize, usize) {

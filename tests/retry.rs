@@ -496,14 +496,14 @@ async fn only_successes_pay_into_the_budget_and_a_tenth_of_them_by_default() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_success_pays_for_ten_seconds() {
+async fn a_success_pays_for_three_seconds() {
     for way in WAYS {
         let budget = Budget::builder().floor(0.0, 0).build().unwrap();
         let stack = stack(living_on(&budget));
         succeed(20, way, &stack).await;
-        advance(9 * SECOND).await;
+        advance(2_600 * MS).await;
         assert_eq!(attempts_of(1, way, &stack).await, 2, "{way:?}");
-        advance(SECOND).await;
+        advance(400 * MS).await;
         assert_eq!(attempts_of(1, way, &stack).await, 1, "{way:?}");
     }
 }

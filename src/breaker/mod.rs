@@ -42,7 +42,7 @@
 //! | `probes`, `required_successes` | 1, 1 | one call answers the question; the queue behind a limiter takes what comes then |
 //! | `attempt_deadline` | none; `Shield` sets its own | a breaker alone can't know how long a call may take |
 //! | slot of a probe | 2 × `attempt_deadline`, else 30 s | longer than any probe that is still worth waiting for |
-//! | `consecutive` | 50 | a total outage is noticed at once, however many good calls the window remembers; more than a usual pool's connections, which one restart breaks all at a time |
+//! | `consecutive` | 50, or `minimum_calls` where that is more | a total outage is noticed at once, however many good calls the window remembers; more than a usual pool's connections, which one restart breaks all at a time |
 //! | `slow_calls` | off | only you know what is slow |
 //! | `when_open` | [`Refuse`](WhenOpen::Refuse) | waiting ties up callers; it is for batch work |
 //!
@@ -130,7 +130,7 @@ impl Breaker {
                 probes: 1,
                 required_successes: 1,
             },
-            consecutive: Some(50),
+            consecutive: None,
             max_open_for: None,
             attempt_deadline: None,
             when_open: WhenOpen::Refuse,
@@ -383,7 +383,8 @@ impl Builder {
         for (setting, count) in counts {
             ConfigError::check_count(PART, setting, count as usize, 1, MOST)?;
         }
-        rules.consecutive = self.consecutive.and_then(NonZeroU32::new);
+        let usual = CONSECUTIVE.max(rules.minimum_calls);
+        rules.consecutive = NonZeroU32::new(self.consecutive.unwrap_or(usual));
         ConfigError::check_time(PART, "window", rules.window, 10 * LEAST)?;
         ConfigError::check_time(PART, "open_for", rules.open_for, LEAST)?;
         rules.max_open_for = match self.max_open_for {
@@ -414,6 +415,7 @@ impl Builder {
     }
 }
 
+const CONSECUTIVE: u32 = 50;
 const MOST: usize = 1_000_000;
 
 /// The right to make one call. Dropped unsettled, it frees its slot and counts nothing.

@@ -206,7 +206,7 @@ mod tests {
             ratio in 1..=100_u32, per_second in 0..5_u32, burst in 0..9_u32,
             steps in prop::collection::vec((0..200_u32, 0..30_u32, 0..30_u32), 1..60),
         ) {
-            let ratio = f64::from(ratio) / 100.0;
+            let (ratio, burst) = (f64::from(ratio) / 100.0, burst.max(per_second.min(1)));
             let builder = Budget::builder().ratio(ratio).floor(f64::from(per_second), burst);
             let budget = builder.build().unwrap();
             let start = time::now();
