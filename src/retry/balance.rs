@@ -77,11 +77,12 @@ impl Floor {
     fn refill(&mut self, now: Instant) {
         let passed = now.saturating_duration_since(self.filled);
         let earned = u128::from(self.per_second) * passed.as_nanos() / NANOS;
-        // A part that is too small to count stays in `passed` for the next time.
+        // Time that earned no whole unit is kept for the next time: who asks often would else never see it.
         if earned > 0 {
             let left = u128::from(self.left) + earned;
             self.left = left.min(u128::from(self.burst)) as u64;
-            self.filled = now;
+            let paid_for = (earned * NANOS).div_ceil(u128::from(self.per_second));
+            self.filled += Duration::from_nanos(paid_for as u64);
         }
     }
 }
@@ -159,6 +160,21 @@ mod tests {
         assert_eq!(drain(&mut balance, start), 0);
         balance.earn(1, 0);
         assert_eq!(drain(&mut balance, start), 1);
+    }
+
+    #[test]
+    fn a_slow_floor_refills_however_often_it_is_asked() {
+        let start = start();
+        let rules = Rules {
+            per_second: 0.001,
+            burst: 1,
+            ..RULES
+        };
+        let mut balance = Balance::new(rules, start);
+        assert_eq!(drain(&mut balance, start), 1);
+        // Each 1.9 ms earn 1.9 units.
+        let asked = (1..=540_000).map(|n| start + n * Duration::from_micros(1_900));
+        assert_eq!(asked.filter(|now| balance.withdraw(*now)).count(), 1);
     }
 
     /// Tokens in a list, each with its birth and what is left of it; the floor is a number.
