@@ -1187,8 +1187,9 @@ async fn a_waiter_can_be_dropped_by_the_waker_that_another_task_replaces() {
     let mut waiting = service();
     let waker = Waker::from(owner);
     assert_pending!(waiting.as_mut().poll(&mut Context::from_waker(&waker)));
-    // From here on only the breaker's line owns that task, which waits in the same line.
     drop(waker);
+    // The timer goes off and lets go of the waker: now only the line owns that task, which waits in the same line.
+    advance(SECOND).await;
     assert_pending!(
         waiting
             .as_mut()
