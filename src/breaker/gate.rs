@@ -1,7 +1,7 @@
 //! The circuit behind a gate: while it is closed, calls pass and succeed without its lock.
 //!
 //! Invariants:
-//! 1. `open_epoch` is the circuit's epoch while calls may pass without the lock, else 0. It changes only under the lock, after
+//! 1. `passing` is the circuit's epoch while calls may pass without the lock, else 0. It changes only under the lock, after
 //!    the shards were turned to the epoch.
 //! 2. A success is counted once, in the epoch that its call passed in, or never if that is over.
 //! 3. Whatever changes the circuit sees every success that was settled before: the shards are emptied first.
@@ -18,7 +18,7 @@ use crate::{
 };
 
 pub(crate) struct Gate {
-    open_epoch: AtomicU64,
+    passing: AtomicU64,
     tally: Tally,
     ticks: Ticks,
     judge: Mutex<Judge>,
@@ -34,7 +34,7 @@ impl Gate {
     pub(crate) fn new(circuit: Circuit, shards: usize, ticks: Ticks) -> Self {
         let epoch = circuit.epoch();
         Self {
-            open_epoch: AtomicU64::new(epoch),
+            passing: AtomicU64::new(epoch),
             tally: Tally::new(shards, epoch),
             ticks,
             judge: Mutex::new(Judge {
@@ -48,7 +48,7 @@ impl Gate {
     #[inline]
     pub(crate) fn pass(&self) -> Option<Ticket> {
         // Acquire pairs with the release in `change`: who sees an epoch sees the shards turned to it.
-        match self.open_epoch.load(Ordering::Acquire) {
+        match self.passing.load(Ordering::Acquire) {
             0 => None,
             epoch => Some(Ticket::closed(epoch)),
         }
@@ -59,7 +59,7 @@ impl Gate {
     pub(crate) fn succeed(&self, ticket: Ticket, now: impl FnOnce() -> Instant) {
         let epoch = ticket.epoch;
         // The shards compare 8 bits of the epoch; this compares all of it.
-        if self.open_epoch.load(Ordering::Acquire) != epoch {
+        if self.passing.load(Ordering::Acquire) != epoch {
             return;
         }
         self.tally.count(
@@ -86,8 +86,8 @@ impl Gate {
         if epoch != before {
             // What came in meanwhile was of the epoch that is over.
             self.tally.collect(epoch, tick, |_, _| {});
-            let open_epoch = if circuit.passes() { epoch } else { 0 };
-            self.open_epoch.store(open_epoch, Ordering::Release);
+            let passing = if circuit.passes() { epoch } else { 0 };
+            self.passing.store(passing, Ordering::Release);
         }
         (result, epoch != before)
     }

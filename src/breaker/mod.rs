@@ -62,7 +62,8 @@
 //! [`attempt_deadline`](Builder::attempt_deadline): then it is a failure, whoever cut it off.
 //!
 //! # Limits
-//! It trips when a failure (or slow call) is recorded, never on a success. Results are dated to a tenth of the window.
+//! It trips when a failure (or slow call) is recorded, never on a success. Results are dated to a tenth of the window; successes of a thread that
+//! made many at once and then few may be dated further back, and so be forgotten early: at most 63 for each thread.
 //! It knows of one process only.
 
 mod circuit;
@@ -169,6 +170,8 @@ impl Breaker {
     }
 
     /// Judges and reports as always, but lets every call pass, until [`reset`](Self::reset).
+    ///
+    /// Calls under way count for nothing, as with every forced state.
     pub fn observe_only(&self) {
         let observe = |circuit: &mut Circuit| circuit.force(Forced::ObserveOnly);
         self.shared.change(time::now(), observe);
@@ -418,7 +421,8 @@ impl Builder {
 const CONSECUTIVE: u32 = 50;
 const MOST: usize = 1_000_000;
 
-/// The right to make one call. Dropped unsettled, it frees its slot and counts nothing.
+/// The right to make one call. Dropped unsettled, it frees its slot and counts nothing, unless it was held for the
+/// [`attempt_deadline`](Builder::attempt_deadline): then the call has failed.
 ///
 /// ```
 /// use steadfast::{Breaker, Kind};
