@@ -75,6 +75,7 @@ impl Stack {
             peer("naive loop", "#d62728", naive),
             peer("naive, backoff", "#ff9d2e", naive_with_backoff),
             peer("tower", "#009e73", tower),
+            peer("tower + buffer", "#9acd32", tower_with_buffer),
             peer("seatbelt", "#d66bb0", seatbelt),
             peer("seatbelt + limit", "#7a4a2b", seatbelt_and_limit),
             Self {
@@ -155,16 +156,10 @@ async fn attempt(database: &Database) -> Result<(), Trouble> {
         .map_err(|_| Trouble::Other)
 }
 
-/// `RetryLayer`, then `ConcurrencyLimitLayer`, then `TimeoutLayer`, with the policy of the page of `tower::retry::budget`.
+/// Retry, limit, timeout of an attempt. A call waits in `poll_ready`, which no timeout of tower's bounds.
 fn tower(limit: usize, _: Clock) -> Call {
-    let backoff = ExponentialBackoffMaker::default().make_backoff();
-    let policy = Budgeted {
-        budget: Arc::new(TpsBudget::default()),
-        repeats: REPEATS,
-        backoff,
-    };
     let service = ServiceBuilder::new()
-        .layer(RetryLayer::new(policy))
+        .layer(RetryLayer::new(Budgeted::new()))
         .layer(ConcurrencyLimitLayer::new(limit))
         .timeout(ATTEMPT)
         .service_fn(|()| query_here());
@@ -175,11 +170,37 @@ fn tower(limit: usize, _: Clock) -> Call {
     })
 }
 
+/// Retry, timeout of an attempt, buffer, limit. A call waits in the buffer, and the timeout counts that.
+fn tower_with_buffer(limit: usize, _: Clock) -> Call {
+    let service = ServiceBuilder::new()
+        .layer(RetryLayer::new(Budgeted::new()))
+        .timeout(ATTEMPT)
+        .buffer(50 * limit)
+        .layer(ConcurrencyLimitLayer::new(limit))
+        .service_fn(|()| query_here());
+    Box::new(move |database| {
+        be_here(database);
+        let service = service.clone();
+        Box::pin(async move { service.oneshot(()).await.map_err(|_| Trouble::Other) })
+    })
+}
+
+/// The policy of the page of `tower::retry::budget`, with the crate's default budget and backoff.
 #[derive(Clone)]
 struct Budgeted {
     budget: Arc<TpsBudget>,
     repeats: u32,
     backoff: ExponentialBackoff,
+}
+
+impl Budgeted {
+    fn new() -> Self {
+        Self {
+            budget: Arc::new(TpsBudget::default()),
+            repeats: REPEATS,
+            backoff: ExponentialBackoffMaker::default().make_backoff(),
+        }
+    }
 }
 
 impl Policy<(), (), BoxError> for Budgeted {
@@ -320,9 +341,7 @@ fn be_here(database: Database) {
     HERE.replace(Some(database));
 }
 
-fn query_here() -> impl Future<Output = Result<(), BoxError>> + Send {
-    async {
-        let answer = HERE.with_borrow(|here| here.as_ref().expect("a caller left it here").ask());
-        answer.await.map_err(BoxError::from)
-    }
+async fn query_here() -> Result<(), BoxError> {
+    let answer = HERE.with_borrow(|here| here.as_ref().expect("a caller left it here").ask());
+    answer.await.map_err(BoxError::from)
 }
