@@ -38,6 +38,8 @@ pub struct Stack {
     pub make: Make,
     pub clock: Clock,
     pub is_ours: bool,
+    /// Its curve often lies exactly on another's.
+    pub covers_another: bool,
 }
 
 /// Makes what one caller does, of the limit on the calls in flight.
@@ -64,6 +66,11 @@ impl Stack {
             make,
             clock: Clock::Virtual,
             is_ours: false,
+            covers_another: false,
+        };
+        let twin = |name, color, make| Self {
+            covers_another: true,
+            ..peer(name, color, make)
         };
         let blue = "#0057e7";
         vec![
@@ -71,12 +78,12 @@ impl Stack {
                 is_ours: true,
                 ..peer("steadfast", blue, steadfast)
             },
-            peer("timeout only", "#8a8a8a", timeout_only),
-            peer("naive loop", "#d62728", naive),
+            twin("timeout only", "#8a8a8a", timeout_only),
+            twin("naive loop", "#d62728", naive),
             peer("naive, backoff", "#ff9d2e", naive_with_backoff),
             peer("tower", "#009e73", tower),
             peer("tower + buffer", "#9acd32", tower_with_buffer),
-            peer("seatbelt", "#d66bb0", seatbelt),
+            twin("seatbelt", "#d66bb0", seatbelt),
             peer("seatbelt + limit", "#7a4a2b", seatbelt_and_limit),
             Self {
                 is_ours: true,
