@@ -5,7 +5,7 @@ use std::fmt::Write;
 /// One chart: goodput over time.
 pub struct Chart<'a> {
     pub title: &'a str,
-    pub subtitle: &'a str,
+    pub subtitle: String,
     /// The second of each record that is 0 on the axis, and when what began then was over.
     pub trigger: (usize, usize),
     /// Calls that arrived, second by second.
@@ -26,6 +26,8 @@ pub enum Style {
     Bold,
     Plain,
     Dashed,
+    /// What lies exactly below it shows through.
+    Dotted,
 }
 
 const WIDTH: f64 = 1_080.0;
@@ -63,7 +65,7 @@ impl Chart<'_> {
             "start\" font-size=\"18\" font-weight=\"600",
             self.title,
         );
-        text(svg, (LEFT, 52.0), "start\" fill=\"#666", self.subtitle);
+        text(svg, (LEFT, 52.0), "start\" fill=\"#666", &self.subtitle);
     }
 
     fn trigger(&self, svg: &mut String) {
@@ -111,7 +113,7 @@ impl Chart<'_> {
             svg,
             (middle, below),
             "middle",
-            "seconds since the trigger began (shaded: while it lasts)",
+            "seconds since the trigger began (shaded: what the table calls during)",
         );
         let y = (TOP + BOTTOM) / 2.0;
         let turned = format!("middle\" transform=\"rotate(-90 20 {y})");
@@ -188,6 +190,7 @@ fn stroke(curve: &Curve) -> String {
         Style::Bold => (3.5, ""),
         Style::Plain => (1.8, ""),
         Style::Dashed => (1.8, " stroke-dasharray=\"6 4\""),
+        Style::Dotted => (2.2, " stroke-dasharray=\"3 5\""),
     };
     format!(
         "stroke=\"{}\" stroke-width=\"{width}\"{dashes}",

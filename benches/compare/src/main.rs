@@ -246,13 +246,25 @@ fn draw<'a>(model: &'a Model, stacks: &[Stack], rows: &[Vec<Outcome>]) -> Chart<
         style: match (stack.is_ours, stack.clock) {
             (true, Clock::Virtual) => Style::Bold,
             (true, Clock::Real) => Style::Dashed,
+            (false, _) if stack.covers_another => Style::Dotted,
             (false, _) => Style::Plain,
         },
         goodput: mean(outcomes, |outcome| &outcome.record.goodput),
     };
+    let seeds = |clock| {
+        let mut those = stacks
+            .iter()
+            .zip(rows)
+            .filter(|(stack, _)| stack.clock == clock);
+        those.next().map_or(0, |(_, outcomes)| outcomes.len())
+    };
     Chart {
         title: model.title,
-        subtitle: "Mean of the seeds (20 in virtual time, 3 in real time unless told otherwise), in buckets of 1 s.",
+        subtitle: format!(
+            "Mean of {} seeds in virtual time, of {} in real time, in buckets of 1 s. A dotted line lets show what it covers.",
+            seeds(Clock::Virtual),
+            seeds(Clock::Real)
+        ),
         trigger: model.trigger,
         offered: mean(&rows[0], |outcome| &outcome.record.offered),
         curves: stacks.iter().zip(rows).rev().map(curve).collect(),

@@ -150,16 +150,16 @@ impl Model {
 
     fn read(&self, record: Record) -> Outcome {
         let (from, until) = self.trigger;
-        let sum = |counts: &[u32]| counts[from..].iter().map(|n| f64::from(*n)).sum::<f64>();
-        let end = record.goodput.len();
+        let since = |from: usize, counts: &[u32]| f64::from(counts[from..].iter().sum::<u32>());
+        let late = record.goodput.len() - 30;
         Outcome {
             during: record.mean_goodput(from, until) / self.residual,
             recovered: match self.keys {
                 None => record.recovered_after(until, 0.9 * self.day.arrivals),
                 Some(_) => refilled_after(&record, from),
             },
-            load: sum(&record.load) / sum(&record.offered),
-            late: record.mean_goodput(end - 30.min(end), end) / self.day.arrivals,
+            load: since(from, &record.load) / since(from, &record.offered),
+            late: since(late, &record.goodput) / since(late, &record.offered),
             record,
         }
     }

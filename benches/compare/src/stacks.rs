@@ -38,6 +38,8 @@ pub struct Stack {
     pub make: Make,
     pub clock: Clock,
     pub is_ours: bool,
+    /// Its curve often lies exactly on another's.
+    pub covers_another: bool,
 }
 
 /// Makes what one caller does, of the limit on the calls in flight.
@@ -64,6 +66,11 @@ impl Stack {
             make,
             clock: Clock::Virtual,
             is_ours: false,
+            covers_another: false,
+        };
+        let twin = |name, color, make| Self {
+            covers_another: true,
+            ..peer(name, color, make)
         };
         let blue = "#0057e7";
         vec![
@@ -71,11 +78,12 @@ impl Stack {
                 is_ours: true,
                 ..peer("steadfast", blue, steadfast)
             },
-            peer("timeout only", "#8a8a8a", timeout_only),
-            peer("naive loop", "#d62728", naive),
+            twin("timeout only", "#8a8a8a", timeout_only),
+            twin("naive loop", "#d62728", naive),
             peer("naive, backoff", "#ff9d2e", naive_with_backoff),
             peer("tower", "#009e73", tower),
-            peer("seatbelt", "#d66bb0", seatbelt),
+            peer("tower + buffer", "#9acd32", tower_with_buffer),
+            twin("seatbelt", "#d66bb0", seatbelt),
             peer("seatbelt + limit", "#7a4a2b", seatbelt_and_limit),
             Self {
                 is_ours: true,
@@ -155,16 +163,10 @@ async fn attempt(database: &Database) -> Result<(), Trouble> {
         .map_err(|_| Trouble::Other)
 }
 
-/// `RetryLayer`, then `ConcurrencyLimitLayer`, then `TimeoutLayer`, with the policy of the page of `tower::retry::budget`.
+/// Retry, limit, timeout of an attempt. A call waits in `poll_ready`, which no timeout of tower's bounds.
 fn tower(limit: usize, _: Clock) -> Call {
-    let backoff = ExponentialBackoffMaker::default().make_backoff();
-    let policy = Budgeted {
-        budget: Arc::new(TpsBudget::default()),
-        repeats: REPEATS,
-        backoff,
-    };
     let service = ServiceBuilder::new()
-        .layer(RetryLayer::new(policy))
+        .layer(RetryLayer::new(Budgeted::new()))
         .layer(ConcurrencyLimitLayer::new(limit))
         .timeout(ATTEMPT)
         .service_fn(|()| query_here());
@@ -175,11 +177,37 @@ fn tower(limit: usize, _: Clock) -> Call {
     })
 }
 
+/// Retry, timeout of an attempt, buffer, limit. A call waits in the buffer, and the timeout counts that.
+fn tower_with_buffer(limit: usize, _: Clock) -> Call {
+    let service = ServiceBuilder::new()
+        .layer(RetryLayer::new(Budgeted::new()))
+        .timeout(ATTEMPT)
+        .buffer(50 * limit)
+        .layer(ConcurrencyLimitLayer::new(limit))
+        .service_fn(|()| query_here());
+    Box::new(move |database| {
+        be_here(database);
+        let service = service.clone();
+        Box::pin(async move { service.oneshot(()).await.map_err(|_| Trouble::Other) })
+    })
+}
+
+/// The policy of the page of `tower::retry::budget`, with the crate's default budget and backoff.
 #[derive(Clone)]
 struct Budgeted {
     budget: Arc<TpsBudget>,
     repeats: u32,
     backoff: ExponentialBackoff,
+}
+
+impl Budgeted {
+    fn new() -> Self {
+        Self {
+            budget: Arc::new(TpsBudget::default()),
+            repeats: REPEATS,
+            backoff: ExponentialBackoffMaker::default().make_backoff(),
+        }
+    }
 }
 
 impl Policy<(), (), BoxError> for Budgeted {
@@ -320,9 +348,7 @@ fn be_here(database: Database) {
     HERE.replace(Some(database));
 }
 
-fn query_here() -> impl Future<Output = Result<(), BoxError>> + Send {
-    async {
-        let answer = HERE.with_borrow(|here| here.as_ref().expect("a caller left it here").ask());
-        answer.await.map_err(BoxError::from)
-    }
+async fn query_here() -> Result<(), BoxError> {
+    let answer = HERE.with_borrow(|here| here.as_ref().expect("a caller left it here").ask());
+    answer.await.map_err(BoxError::from)
 }
