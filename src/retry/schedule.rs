@@ -65,7 +65,8 @@ impl Schedule {
             return Next::GiveUp(GaveUp::Attempts);
         }
         let delay = plan.backoff.delay(failed.attempt, failed.previous, random);
-        let delay = delay.max(retry_after.unwrap_or_default().min(self.max_hint));
+        // On top of it: the hint is the same for everybody, and chance has to spread the crowd that waits for it.
+        let delay = delay + retry_after.unwrap_or_default().min(self.max_hint);
         if deadline.is_some_and(|deadline| now + delay >= deadline) {
             return Next::GiveUp(GaveUp::Deadline);
         }
@@ -207,7 +208,7 @@ mod tests {
             let next = schedule.next(failed, deadline, withdraw, random, now);
 
             let hinted = hint.unwrap_or_default().min(max_hint);
-            let delay = backoff.delay(attempt, ms(previous), random).max(hinted);
+            let delay = backoff.delay(attempt, ms(previous), random) + hinted;
             let in_time = deadline.is_none_or(|deadline| now + delay < deadline);
             let charged = kind != Kind::Conflict;
             let expected = if kind == Kind::Ambiguous && !idempotent {
@@ -225,7 +226,7 @@ mod tests {
             let may_ask = charged && matches!(next, Next::Retry(_) | Next::GiveUp(GaveUp::Budget));
             prop_assert_eq!(asked, u32::from(may_ask));
             if let Next::Retry(delay) = next {
-                prop_assert!(delay <= cap.max(max_hint) && delay >= hinted);
+                prop_assert!(delay <= cap + max_hint && delay >= hinted);
                 prop_assert!(attempt < schedule.most_attempts());
             }
         }
