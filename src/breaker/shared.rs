@@ -1,0 +1,379 @@
+use std::{
+    mem,
+    ops::Deref,
+    task::{Context, Poll, Waker},
+    time::{Duration, Instant},
+};
+
+use tokio::sync::watch;
+
+use super::{
+    WhenOpen,
+    circuit::{Change, Circuit, Outcome, Rules, Ticket},
+    gate::Gate,
+};
+use crate::{
+    ambient::{self, Bound},
+    error::{Refusal, Rejected, judge},
+    event::{Event, Reporter, State},
+    fifo::{Fifo, Key},
+    gated::{Answer, Leave, Wait},
+    kind::{Classify, Kind, Verdict},
+    ring::Ticks,
+    shard,
+    sync::{Mutex, lock},
+    time::{self, Timer},
+};
+
+/// The circuit with everything around it that is shared.
+///
+/// Invariants:
+/// 1. Lock order: `state`'s own, then the gate's. `waiting` is taken alone.
+/// 2. Nothing of the user's (observers, wakers) runs under a lock.
+/// 3. Whatever may let a waiter pass wakes it, before any observer is told.
+pub(crate) struct Shared {
+    pub(super) gate: Gate,
+    waiting: Mutex<Fifo<Waker>>,
+    pub(super) state: watch::Sender<State>,
+    slow_after: Option<Duration>,
+    attempt_deadline: Option<Duration>,
+    when_open: WhenOpen,
+    pub(super) reporter: Reporter,
+}
+
+/// The circuit is open at `now`; it makes sense to ask again at `ask_again`.
+pub(crate) struct Refused {
+    ask_again: Instant,
+    now: Instant,
+}
+
+impl Shared {
+    pub(super) fn new(
+        rules: Rules,
+        attempt_deadline: Option<Duration>,
+        when_open: WhenOpen,
+        reporter: Reporter,
+    ) -> Self {
+        let ticks = Ticks::new(rules.window, time::now());
+        let slow_after = rules.slow.map(|slow| slow.after);
+        let circuit = Circuit::new(rules, ticks);
+        Self {
+            gate: Gate::new(circuit, shard::shards(), ticks),
+            waiting: Mutex::new(Fifo::new()),
+            state: watch::Sender::new(State::Closed),
+            slow_after,
+            attempt_deadline,
+            when_open,
+            reporter,
+        }
+    }
+
+    /// Admits one call whose attempt deadline is `attempt_deadline`, or else the breaker's own.
+    #[inline]
+    pub(crate) fn admit<B: Deref<Target = Self>>(
+        breaker: B,
+        attempt_deadline: Option<Duration>,
+    ) -> Result<Pass<B>, Refused> {
+        let attempt_deadline = attempt_deadline.or(breaker.attempt_deadline);
+        let ticket = match breaker.gate.pass() {
+            Some(ticket) => ticket,
+            None => breaker.admit_slowly(attempt_deadline)?,
+        };
+        Ok(Pass {
+            breaker,
+            ticket,
+            attempt_deadline,
+            started: None,
+            over: false,
+        })
+    }
+
+    /// Admits a call, gives it a place in line, or refuses it.
+    #[inline]
+    pub(crate) fn ask<B>(breaker: B, attempt_deadline: Option<Duration>) -> Answer<Waiting<B>>
+    where
+        B: Deref<Target = Self> + Clone,
+    {
+        match Self::admit(breaker.clone(), attempt_deadline) {
+            Ok(pass) => Answer::Granted(pass),
+            Err(refused) => Self::stand_in_line(breaker, attempt_deadline, refused),
+        }
+    }
+
+    #[cold]
+    fn stand_in_line<B>(
+        breaker: B,
+        attempt_deadline: Option<Duration>,
+        refused: Refused,
+    ) -> Answer<Waiting<B>>
+    where
+        B: Deref<Target = Self> + Clone,
+    {
+        let WhenOpen::Wait { queue } = breaker.when_open else {
+            return Answer::Refused(breaker.refuse(refused));
+        };
+        let key = {
+            let mut waiting = lock(&breaker.waiting);
+            let free = waiting.len() < queue;
+            free.then(|| waiting.push(Waker::noop().clone()))
+        };
+        match key {
+            None => Answer::Refused(breaker.refuse(refused)),
+            Some(key) => Answer::Wait(Waiting {
+                breaker,
+                key,
+                attempt_deadline,
+                timer: Timer::new(),
+            }),
+        }
+    }
+
+    /// The refusal that the caller sees; reported.
+    #[cold]
+    pub(super) fn refuse(&self, refused: Refused) -> Rejected {
+        let retry_after = refused.ask_again.saturating_duration_since(refused.now);
+        self.report(Rejected::CircuitOpen { retry_after })
+    }
+
+    #[cold]
+    fn admit_slowly(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
+        let now = time::now();
+        let slot_life = attempt_deadline.map_or(SLOT_LIFE, |time| 2 * time);
+        let admitted = self.change(now, |circuit| {
+            circuit.admit(slot_life, fastrand::u64(..), now)
+        });
+        admitted.map_err(|ask_again| Refused { ask_again, now })
+    }
+
+    #[cold]
+    fn settle(&self, ticket: Ticket, outcome: Outcome) {
+        let now = time::now();
+        self.change(now, |circuit| {
+            circuit.settle(ticket, outcome, fastrand::u64(..), now);
+        });
+        if ticket.is_probe() {
+            self.wake();
+        }
+    }
+
+    /// Changes the circuit, and tells everybody outside the lock.
+    pub(super) fn change<R>(&self, now: Instant, change: impl FnOnce(&mut Circuit) -> R) -> R {
+        let (result, changed) = self.gate.change(now, change);
+        if changed {
+            // The present state, not that of this change: another thread may have published a later one already.
+            self.state.send_if_modified(|state| {
+                let now = self.gate.state();
+                mem::replace(state, now) != now
+            });
+            self.wake();
+            self.gate.tell(|Change { from, to, cause }| {
+                self.reporter.emit(|name| Event::Transition {
+                    name,
+                    from,
+                    to,
+                    cause,
+                });
+            });
+        }
+        result
+    }
+
+    /// Lets everybody in line ask again.
+    fn wake(&self) {
+        if !matches!(self.when_open, WhenOpen::Wait { .. }) {
+            return;
+        }
+        // Taken, not cloned: a waker's code is the user's.
+        let take = |waker: &mut Waker| mem::replace(waker, Waker::noop().clone());
+        let wakers: Vec<Waker> = lock(&self.waiting).iter_mut().map(take).collect();
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    fn report(&self, rejected: Rejected) -> Rejected {
+        self.reporter.emit(|name| Event::Refused {
+            name,
+            rejected: &rejected,
+        });
+        rejected
+    }
+}
+
+/// A place in the line of those who wait for the circuit. Dropped, it is given up.
+pub(crate) struct Waiting<B: Deref<Target = Shared>> {
+    breaker: B,
+    key: Key,
+    attempt_deadline: Option<Duration>,
+    timer: Timer,
+}
+
+impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
+    type Leave = Pass<B>;
+
+    /// Waits until the circuit lets this call pass, or its deadline comes.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<Pass<B>, Rejected>> {
+        loop {
+            // In line before asking, so that no change in between is missed.
+            let waker = cx.waker().clone();
+            let place = |place: &mut Waker| mem::replace(place, waker);
+            let replaced = lock(&self.breaker.waiting).get_mut(self.key).map(place);
+            // Outside the lock: it may be the last owner of a task that waits in this line too.
+            drop(replaced);
+            let deadline = ambient::current();
+            if deadline.is_some_and(|at| at <= time::now()) {
+                let rejected = Rejected::DeadlineExceeded { sent: false };
+                return Poll::Ready(Err(self.breaker.report(rejected)));
+            }
+            let ask_again = match Shared::admit(self.breaker.clone(), self.attempt_deadline) {
+                Ok(pass) => return Poll::Ready(Ok(pass)),
+                Err(refused) => refused.ask_again,
+            };
+            let wake_at = deadline.map_or(ask_again, |at| at.min(ask_again));
+            if self.timer.poll(wake_at, cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
+
+impl<B: Deref<Target = Shared>> Drop for Waiting<B> {
+    fn drop(&mut self) {
+        let waker = lock(&self.breaker.waiting).remove(self.key);
+        drop(waker);
+    }
+}
+
+/// The right to make one call, with whatever way of holding the circuit. Dropped unsettled, the call was abandoned.
+pub(crate) struct Pass<B: Deref<Target = Shared>> {
+    breaker: B,
+    pub(super) ticket: Ticket,
+    attempt_deadline: Option<Duration>,
+    started: Option<Instant>,
+    over: bool,
+}
+
+impl<B: Deref<Target = Shared>> Pass<B> {
+    /// The call has to wait: it is timed from `now` on, if anything depends on it.
+    #[inline]
+    pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Instant) {
+        let timed = self.attempt_deadline.is_some() || self.breaker.slow_after.is_some();
+        if timed && self.started.is_none() {
+            self.started = Some(now());
+        }
+    }
+
+    /// Takes the call's result; returns what it means.
+    #[inline]
+    pub(crate) fn settle_result<T, E, C>(self, classify: &C, result: &Result<T, E>) -> Verdict
+    where
+        E: Refusal,
+        C: Classify<T, E>,
+    {
+        let verdict = judge(classify, result);
+        let cut = matches!(result, Err(error) if error.rejected().is_some());
+        self.settle(verdict, cut);
+        verdict
+    }
+
+    /// Takes what the result means. `cut`: it is a refusal, no answer.
+    #[inline]
+    pub(super) fn settle(mut self, verdict: Verdict, cut: bool) {
+        if mem::replace(&mut self.over, true) {
+            // It panicked, which was counted, and was polled again.
+            return;
+        }
+        let good = matches!(verdict.kind, Kind::Success | Kind::Invalid | Kind::Conflict);
+        if good && !self.ticket.is_probe() && !self.is_slow() {
+            self.breaker.gate.succeed(self.ticket, time::now);
+        } else {
+            self.settle_slowly(verdict, cut);
+        }
+    }
+
+    #[cold]
+    fn settle_slowly(&self, verdict: Verdict, cut: bool) {
+        let (bad, slow) = match verdict.kind {
+            Kind::Saturated | Kind::Ignored => return self.report(Outcome::Neutral),
+            Kind::Success | Kind::Invalid | Kind::Conflict => (false, false),
+            Kind::TimedOut => (false, true),
+            // The caller's own deadline struck, and that was shorter than what the dependency may take.
+            Kind::Ambiguous if cut && Bound::ambient().is_over() && !self.ran_its_time() => {
+                return self.report(Outcome::Neutral);
+            }
+            Kind::Overloaded | Kind::Unavailable | Kind::Ambiguous | Kind::Broken => (true, false),
+        };
+        self.report(Outcome::Counted {
+            bad,
+            slow: slow || self.is_slow(),
+            retry_after: verdict.retry_after,
+        });
+    }
+
+    fn report(&self, outcome: Outcome) {
+        let learns = self.ticket != Ticket::STRAY;
+        if learns && (outcome != Outcome::Neutral || self.ticket.is_probe()) {
+            self.breaker.settle(self.ticket, outcome);
+        }
+    }
+
+    #[inline]
+    fn is_slow(&self) -> bool {
+        match (self.breaker.slow_after, self.started) {
+            (Some(after), Some(started)) => time::now() >= started + after,
+            _ => false,
+        }
+    }
+
+    /// Whether the call had run for its attempt deadline.
+    fn ran_its_time(&self) -> bool {
+        match (self.attempt_deadline, self.started) {
+            (Some(time), Some(started)) => time::now() >= started + (time - time / CLOSE_TO),
+            _ => false,
+        }
+    }
+}
+
+impl<B: Deref<Target = Shared>> Leave for Pass<B> {
+    /// A panic of the call's code is a failure of the dependency.
+    #[inline]
+    fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
+        struct Bomb<'a, B: Deref<Target = Shared>>(&'a mut Pass<B>);
+        impl<B: Deref<Target = Shared>> Drop for Bomb<'_, B> {
+            fn drop(&mut self) {
+                if !mem::replace(&mut self.0.over, true) {
+                    self.0.report(BAD);
+                }
+            }
+        }
+        let bomb = Bomb(self);
+        let result = f();
+        mem::forget(bomb);
+        result
+    }
+
+    #[inline]
+    fn waits(&mut self) {
+        self.waits_since(time::now);
+    }
+}
+
+impl<B: Deref<Target = Shared>> Drop for Pass<B> {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        let bad = self.ran_its_time();
+        self.report(if bad { BAD } else { Outcome::Neutral });
+    }
+}
+
+const BAD: Outcome = Outcome::Counted {
+    bad: true,
+    slow: false,
+    retry_after: None,
+};
+
+/// A probe's slot expires after this time where no attempt deadline is known.
+const SLOT_LIFE: Duration = Duration::from_secs(30);
+
+/// A call that was cut off within this fraction of its attempt deadline has run for it: the two may start their clocks a little apart.
+const CLOSE_TO: u32 = 32;
