@@ -22,7 +22,7 @@ use std::{
     time::Duration,
 };
 
-use overload::{Database, Day, PATIENCE, Record, Serves, Spike, Trigger, live, mean};
+use overload::{Cache, Database, Day, PATIENCE, Record, Serves, Spike, Trigger, live, mean};
 use steadfast::{Breaker, ConcurrencyLimiter, Event, Observer, Retry, Shield, classify};
 use tokio::{
     sync::Semaphore,
@@ -93,6 +93,32 @@ fn a_database_that_slows_down_under_load_recovers_from_a_spike() {
     for seed in 0..SEEDS {
         let record = shielded(day_b(60), seed, || shield(60));
         assert_recovered(&record, TRIGGER + 5, 5, seed);
+    }
+}
+
+/// A thousand calls/s over 500 keys that a cache holds, until it is emptied; the database serves 200 a second.
+#[test]
+fn an_emptied_cache_is_filled_again() {
+    let day = Day {
+        serves: Serves::Workers {
+            workers: 16,
+            capacity: 200.0,
+        },
+        trigger: Trigger::NONE,
+        arrivals: 1_000.0,
+        spike: Spike::NONE,
+        seconds: 30,
+    };
+    for seed in 0..SEEDS {
+        let record = live(day, seed, move || {
+            let (shield, cache) = (shield(16), Cache::new(500, TRIGGER as f64, seed));
+            move |database: Database| {
+                let (shield, cache) = (shield.clone(), cache.clone());
+                async move { cache.look_aside(query(&shield, &database)).await }
+            }
+        });
+        // At the very best, all keys are back after 2.5 s.
+        assert_recovered(&record, TRIGGER, 5, seed);
     }
 }
 
@@ -390,15 +416,17 @@ fn shielded(day: Day, seed: u64, make: impl FnOnce() -> Shield<classify::Io>) ->
         let shield = make();
         move |database: Database| {
             let shield = shield.clone();
-            async move {
-                let attempt = || async {
-                    database.query().await;
-                    io::Result::Ok(())
-                };
-                shield.run(attempt).await
-            }
+            async move { query(&shield, &database).await }
         }
     })
+}
+
+async fn query(shield: &Shield<classify::Io>, database: &Database) -> io::Result<()> {
+    let attempt = || async {
+        database.query().await;
+        Ok(())
+    };
+    shield.run(attempt).await
 }
 
 fn recovered(record: &Record, end: usize) -> Option<usize> {

@@ -1,6 +1,7 @@
 //! The models of overload, for steadfast and for the stacks that users would otherwise take: tables, and goodput curves as SVG.
 
 mod chart;
+mod defaults;
 mod model;
 mod stacks;
 
@@ -34,6 +35,10 @@ use crate::{
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::read(std::env::args().skip(1))?;
     let (models, stacks) = (Model::all(options.quick), Stack::all());
+    if options.defaults {
+        defaults::print(&models, options.seeds);
+        return Ok(());
+    }
     let began = Instant::now();
     let outcomes = run(&models, &stacks, &options);
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/overload");
@@ -55,19 +60,26 @@ struct Options {
     /// The days in real time take real time, all at once: fewer of them.
     seeds_in_real_time: u64,
     quick: bool,
+    /// Only how our defaults were chosen.
+    defaults: bool,
 }
 
 impl Options {
     fn read(mut words: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
-        let (mut seeds, mut quick) = (None, false);
+        let (mut seeds, mut quick, mut defaults) = (None, false, false);
         while let Some(word) = words.next() {
             match word.as_str() {
                 "--quick" => quick = true,
+                "--defaults" => defaults = true,
                 "--seeds" => {
                     let number = words.next().ok_or("--seeds wants a number")?;
                     seeds = Some(number.parse::<NonZero<u64>>()?.get());
                 }
-                _ => return Err(format!("{word}? There are: --seeds <n>, --quick").into()),
+                _ => {
+                    return Err(
+                        format!("{word}? There are: --seeds <n>, --quick, --defaults").into(),
+                    );
+                }
             }
         }
         let seeds = seeds.unwrap_or(if quick { 3 } else { 20 });
@@ -75,6 +87,7 @@ impl Options {
             seeds,
             seeds_in_real_time: seeds.min(if quick { 1 } else { 3 }),
             quick,
+            defaults,
         })
     }
 

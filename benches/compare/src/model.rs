@@ -2,7 +2,7 @@
 
 use crate::{
     overload::{Cache, Clock, Database, Day, Record, Serves, Spike, Trigger, live_by},
-    stacks::Make,
+    stacks::{Call, Make},
 };
 
 /// One of the models.
@@ -134,11 +134,15 @@ impl Model {
 
     /// Lets a stack live through the day.
     pub fn run(&self, make: Make, clock: Clock, seed: u64) -> Outcome {
-        let limit = self.limit;
+        self.live(clock, seed, || make(self.limit, clock))
+    }
+
+    /// Lets what `make` makes live through the day.
+    pub fn live(&self, clock: Clock, seed: u64, make: impl FnOnce() -> Call) -> Outcome {
         let record = match self.keys {
-            None => live_by(clock, self.day, seed, move || make(limit, clock)),
+            None => live_by(clock, self.day, seed, make),
             Some(keys) => live_by(clock, self.day, seed, move || {
-                let (call, cache) = (make(limit, clock), Cache::new(keys, LEAD as f64, seed));
+                let (call, cache) = (make(), Cache::new(keys, LEAD as f64, seed));
                 move |database: Database| {
                     let (miss, cache) = (call(database), cache.clone());
                     async move { cache.look_aside(miss).await }
