@@ -70,6 +70,8 @@ impl<T> Classify<T, Failure> for Frank {
 enum Step {
     Succeed,
     Fail(Verdict),
+    /// Another stack, further in, refuses the call.
+    Refuse,
     Hang,
 }
 
@@ -118,6 +120,7 @@ impl Dependency {
         match step {
             Step::Succeed => Ok(attempt),
             Step::Fail(verdict) => Err(Failure::Answer(attempt, verdict)),
+            Step::Refuse => Err(Rejected::DeadlineExceeded { sent: false }.into()),
             Step::Hang => future::pending().await,
         }
     }
@@ -549,6 +552,17 @@ async fn a_refusal_of_ours_is_neither_repeated_nor_charged() {
 }
 
 // R8
+#[tokio::test(start_paused = true)]
+async fn where_a_stack_further_in_refuses_a_later_attempt_the_answer_before_stands() {
+    for way in WAYS {
+        let dependency = Dependency::new([fail(Kind::Unavailable), Step::Refuse]);
+        let answer = stack(plain()).call(way, &dependency).await;
+        let first = Failure::Answer(1, Kind::Unavailable.into());
+        assert_eq!(answer, Err(first), "{way:?}");
+        assert_eq!(dependency.calls(), 2, "{way:?}");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn where_we_refuse_a_later_attempt_the_answer_of_the_one_before_stands() {
     for layers in [true, false] {

@@ -66,6 +66,7 @@ mod service;
 use std::time::{Duration, Instant};
 
 use self::schedule::{Failed, Next, Plan, Schedule};
+pub(crate) use self::service::unless_refused;
 pub use self::{
     backoff::{Backoff, Jitter},
     budget::{Budget, BudgetBuilder},

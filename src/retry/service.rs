@@ -162,7 +162,7 @@ where
 }
 
 /// The result of the last attempt; where we refused that, the answer of the one before.
-fn unless_refused<T, E: Refusal>(
+pub(crate) fn unless_refused<T, E: Refusal>(
     result: Result<T, E>,
     before: Option<Result<T, E>>,
 ) -> Result<T, E> {

@@ -28,6 +28,7 @@ use crate::{
     gated::{Answer, Leave, Wait},
     kind::Classify,
     limit,
+    retry::unless_refused,
     time::{self, Timer},
 };
 
@@ -284,7 +285,7 @@ where
                     let retry = policy.retry.as_ref();
                     let pause = retry.and_then(|r| r.next(*this.attempt, verdict, *this.previous));
                     let Some(pause) = pause else {
-                        return Poll::Ready(result);
+                        return Poll::Ready(unless_refused(result, this.last.take()));
                     };
                     *this.last = Some(result);
                     *this.previous = pause.delay;
