@@ -38,7 +38,7 @@
 //! | `TimedOut` | not repeated | it would time out again |
 //! | `Ambiguous` | repeated only if `idempotent` | it may have acted |
 //! | `max_hint` | 30 s | the longest that a server's `Retry-After` is believed; the backoff comes on top, so that not everybody returns in the same moment |
-//! | budget | 10 % of the successes of 3 s, 1 per second, saved up to 5 | bounds the extra load at a tenth however many calls fail; what 10 s of successes save up delays the recovery from an overload by a fifth, 3 s by a twentieth; the floor serves services with little traffic |
+//! | budget | 10 % of the successes of 3 s, 1 per second, saved up to 5 | bounds the extra load at a tenth however many calls fail; what 10 s of successes save up delays the recovery from an overload by 11 to 15 %, 3 s by nothing that shows; the floor serves services with little traffic |
 //!
 //! # What it reports
 //! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay=31ms`; and

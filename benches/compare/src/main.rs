@@ -1,5 +1,6 @@
 //! The models of overload, for steadfast and for the stacks that users would otherwise take: tables, and goodput curves as SVG.
 
+mod amplification;
 mod chart;
 mod defaults;
 mod model;
@@ -37,6 +38,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let (models, stacks) = (Model::all(options.quick), Stack::all());
     if options.defaults {
         defaults::print(&models, options.seeds);
+        amplification::print(options.seeds);
         return Ok(());
     }
     let began = Instant::now();
