@@ -5,6 +5,9 @@
     reason = "the test's own clock is the paused one"
 )]
 
+#[path = "support/blocked.rs"]
+mod blocked;
+
 use std::{
     future::{self, Future},
     io,
@@ -19,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use blocked::without_blocking;
 use steadfast::{
     ConcurrencyLimiter, Deadline, Event, Kind, Observer, Overload, Rejected, Shield, by_error,
     deadline, limit, limit::Hold,
@@ -866,36 +870,38 @@ async fn a_waker_may_take_a_waiter_with_it_when_it_is_dropped() {
         fn wake(self: Arc<Self>) {}
     }
 
-    let limiter = limiter(1, 9);
-    let running = limiter.try_acquire().unwrap();
-    let wait = || {
-        let limiter = limiter.clone();
-        Box::pin(async move { drop(limiter.acquire().await) })
-    };
-    let mut moving = wait();
-    for granted in [false, true] {
-        let mut owned = wait();
-        assert_pending!(owned.as_mut().poll(&mut Context::from_waker(Waker::noop())));
-        let waker = Waker::from(Arc::new(LastOwner {
-            _task: Mutex::new(owned),
-        }));
-        assert_pending!(moving.as_mut().poll(&mut Context::from_waker(&waker)));
-        drop(waker);
-        if !granted {
-            // Polled by another task: the limiter drops the waker of the first.
-            assert_pending!(
-                moving
-                    .as_mut()
-                    .poll(&mut Context::from_waker(Waker::noop()))
-            );
-            assert_eq!(counts(&limiter), (1, 1));
+    without_blocking(|| {
+        let limiter = limiter(1, 9);
+        let running = limiter.try_acquire().unwrap();
+        let wait = || {
+            let limiter = limiter.clone();
+            Box::pin(async move { drop(limiter.acquire().await) })
+        };
+        let mut moving = wait();
+        for granted in [false, true] {
+            let mut owned = wait();
+            assert_pending!(owned.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+            let waker = Waker::from(Arc::new(LastOwner {
+                _task: Mutex::new(owned),
+            }));
+            assert_pending!(moving.as_mut().poll(&mut Context::from_waker(&waker)));
+            drop(waker);
+            if !granted {
+                // Polled by another task: the limiter drops the waker of the first.
+                assert_pending!(
+                    moving
+                        .as_mut()
+                        .poll(&mut Context::from_waker(Waker::noop()))
+                );
+                assert_eq!(counts(&limiter), (1, 1));
+            }
         }
-    }
-    drop(running);
-    assert_ready!(
-        moving
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-    );
-    assert_eq!(counts(&limiter), (0, 0));
+        drop(running);
+        assert_ready!(
+            moving
+                .as_mut()
+                .poll(&mut Context::from_waker(Waker::noop()))
+        );
+        assert_eq!(counts(&limiter), (0, 0));
+    });
 }
