@@ -1142,6 +1142,8 @@ async fn a_deadline_that_comes_while_a_call_waits_refuses_it_as_not_sent() {
             assert_eq!(scope.await, Err(Failure::Rejected(refused)), "{stack:?}");
             // A timer's milliseconds are whole ones.
             assert!(start.elapsed() >= patience && start.elapsed() < patience + 2 * MS);
+            // It takes no probe's slot either.
+            assert_eq!(breaker.state(), State::Open, "{stack:?}");
         }
         assert_eq!(dependency.calls(), 0, "{stack:?}");
         assert_eq!(call(&service, Do::Answer).await, Ok(()));
