@@ -4,6 +4,9 @@
     reason = "the test's own clock is the paused one"
 )]
 
+#[path = "support/blocked.rs"]
+mod blocked;
+
 use std::{
     future,
     panic::{AssertUnwindSafe, catch_unwind},
@@ -17,6 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use blocked::without_blocking;
 use futures_util::{FutureExt, future::BoxFuture};
 use proptest::prelude::*;
 use steadfast::{
@@ -1138,6 +1142,8 @@ async fn a_deadline_that_comes_while_a_call_waits_refuses_it_as_not_sent() {
             assert_eq!(scope.await, Err(Failure::Rejected(refused)), "{stack:?}");
             // A timer's milliseconds are whole ones.
             assert!(start.elapsed() >= patience && start.elapsed() < patience + 2 * MS);
+            // It takes no probe's slot either.
+            assert_eq!(breaker.state(), State::Open, "{stack:?}");
         }
         assert_eq!(dependency.calls(), 0, "{stack:?}");
         assert_eq!(call(&service, Do::Answer).await, Ok(()));
@@ -1194,11 +1200,10 @@ async fn a_waiter_can_be_dropped_by_the_waker_that_another_task_replaces() {
     drop(waker);
     // The timer goes off and lets go of the waker: now only the line owns that task, which waits in the same line.
     advance(SECOND).await;
-    assert_pending!(
-        waiting
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-    );
+    without_blocking(move || {
+        let mut cx = Context::from_waker(Waker::noop());
+        assert_pending!(waiting.as_mut().poll(&mut cx));
+    });
 }
 
 proptest! {

@@ -5,6 +5,9 @@
     reason = "the test's own clock is the paused one"
 )]
 
+#[path = "support/blocked.rs"]
+mod blocked;
+
 use std::{
     future::{self, Future},
     io,
@@ -19,6 +22,7 @@ use std::{
     time::Duration,
 };
 
+use blocked::without_blocking;
 use steadfast::{
     ConcurrencyLimiter, Deadline, Event, Kind, Observer, Overload, Rejected, Shield, by_error,
     deadline, limit, limit::Hold,
@@ -866,36 +870,35 @@ async fn a_waker_may_take_a_waiter_with_it_when_it_is_dropped() {
         fn wake(self: Arc<Self>) {}
     }
 
-    let limiter = limiter(1, 9);
-    let running = limiter.try_acquire().unwrap();
-    let wait = || {
-        let limiter = limiter.clone();
-        Box::pin(async move { drop(limiter.acquire().await) })
-    };
-    let mut moving = wait();
     for granted in [false, true] {
-        let mut owned = wait();
-        assert_pending!(owned.as_mut().poll(&mut Context::from_waker(Waker::noop())));
+        let limiter = limiter(1, 9);
+        let running = limiter.try_acquire().unwrap();
+        let wait = || {
+            let limiter = limiter.clone();
+            Box::pin(async move { drop(limiter.acquire().await) })
+        };
+        let (mut moving, mut owned) = (wait(), wait());
+        for waiting in [&mut moving, &mut owned] {
+            let mut cx = Context::from_waker(Waker::noop());
+            assert_pending!(waiting.as_mut().poll(&mut cx));
+        }
         let waker = Waker::from(Arc::new(LastOwner {
             _task: Mutex::new(owned),
         }));
         assert_pending!(moving.as_mut().poll(&mut Context::from_waker(&waker)));
         drop(waker);
-        if !granted {
-            // Polled by another task: the limiter drops the waker of the first.
-            assert_pending!(
-                moving
-                    .as_mut()
-                    .poll(&mut Context::from_waker(Waker::noop()))
-            );
-            assert_eq!(counts(&limiter), (1, 1));
-        }
+        // The timer goes off and lets go of the waker: now only the queue owns that task, which waits in the same queue.
+        advance(DAY).await;
+        assert_eq!(counts(&limiter), (1, 2));
+        without_blocking(move || {
+            if granted {
+                drop(running);
+                assert_eq!(counts(&limiter), (1, 0));
+            }
+            // Where nothing was granted: polled by another task, the limiter drops the waker of the first.
+            let mut cx = Context::from_waker(Waker::noop());
+            assert_ready!(moving.as_mut().poll(&mut cx));
+            assert_eq!(counts(&limiter), (usize::from(!granted), 0));
+        });
     }
-    drop(running);
-    assert_ready!(
-        moving
-            .as_mut()
-            .poll(&mut Context::from_waker(Waker::noop()))
-    );
-    assert_eq!(counts(&limiter), (0, 0));
 }
