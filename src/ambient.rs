@@ -83,6 +83,16 @@ pub(crate) fn current() -> Option<Instant> {
     at
 }
 
+/// Says that what runs now waits in a line of ours: its call is not under way.
+pub(crate) fn set_in_line(in_line: bool) {
+    IN_LINE.set(in_line);
+}
+
+/// Whether what ran since [`set_in_line`]`(false)` waits in a line of ours.
+pub(crate) fn is_in_line() -> bool {
+    IN_LINE.get()
+}
+
 /// Counts from `now` what nobody has counted from yet.
 pub(crate) fn resolve(now: Instant) {
     let mut bound = CURRENT.get();
@@ -103,5 +113,6 @@ impl Drop for Entered<'_> {
 }
 
 thread_local! {
+    static IN_LINE: Cell<bool> = const { Cell::new(false) };
     static CURRENT: Cell<Bound> = const { Cell::new(Bound { at: None, within: None }) };
 }

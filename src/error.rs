@@ -25,7 +25,7 @@ pub use crate::wrap::{WrapFuture, WrapLayer, WrapService};
 #[non_exhaustive]
 pub enum Rejected {
     /// The circuit is open; the call was not sent.
-    #[error("circuit open for {retry_after:.1?} more")]
+    #[error("circuit open for {:.1}s more", .retry_after.as_secs_f64())]
     CircuitOpen {
         /// When it makes sense to ask again: the open time is over then, or the probe that is under way has had time to answer.
         retry_after: Duration,
@@ -72,6 +72,15 @@ impl Rejected {
     /// Whether the dependency may have acted on the call.
     pub fn sent(&self) -> bool {
         matches!(self, Self::DeadlineExceeded { sent: true })
+    }
+
+    /// What it means to breaker and retry: a call that was sent may have acted, every other says nothing about the dependency.
+    fn kind(&self) -> Kind {
+        if self.sent() {
+            Kind::Ambiguous
+        } else {
+            Kind::Ignored
+        }
     }
 
     /// When it makes sense to come back, where that is known.
@@ -248,8 +257,7 @@ where
     match result {
         Ok(_) => classify.classify(result.as_ref()),
         Err(error) => match error.rejected() {
-            Some(rejected) if rejected.sent() => Kind::Ambiguous.into(),
-            Some(_) => Kind::Ignored.into(),
+            Some(rejected) => rejected.kind().into(),
             None => classify.classify(result.as_ref()),
         },
     }
@@ -275,7 +283,7 @@ impl<T, E, C: Classify<T, E>> Classify<T, Error<E>> for Wrapped<C> {
         match result {
             Ok(value) => self.0.classify(Ok(value)),
             Err(Error::Inner(error)) => self.0.classify(Err(error)),
-            Err(Error::Rejected(_)) => Kind::Ignored.into(),
+            Err(Error::Rejected(rejected)) => rejected.kind().into(),
         }
     }
 }

@@ -166,7 +166,7 @@ impl GaveUp {
     }
 }
 
-/// Something that happened in a stack; built only where somebody listens.
+/// Something that happened in a stack.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event<'a> {
@@ -268,7 +268,8 @@ impl Observer for Tracing {
                 kind,
                 delay,
             } => {
-                tracing::debug!(%name, attempt, %kind, ?delay, "attempt failed, will be repeated");
+                let delay_ms = delay.as_millis() as u64;
+                tracing::debug!(%name, attempt, %kind, delay_ms, "attempt failed, will be repeated");
             }
             Event::GaveUp {
                 name,

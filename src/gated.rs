@@ -9,7 +9,7 @@ use std::{
 use pin_project_lite::pin_project;
 use tower_service::Service;
 
-use crate::{error::Rejected, ready::ReadyCall};
+use crate::{ambient, error::Rejected, ready::ReadyCall};
 
 /// The leave to make one call. Dropped, it is given back.
 pub(crate) trait Leave {
@@ -102,8 +102,12 @@ where
             match state.as_mut().project() {
                 StateProj::Calling { call, leave } => {
                     let entered = leave.as_mut().expect("kept until the result");
+                    ambient::set_in_line(false);
                     let Poll::Ready(result) = entered.enter(|| call.poll(cx)) else {
-                        entered.waits();
+                        // A line of ours further in is not the dependency: waiting there is not timed.
+                        if !ambient::is_in_line() {
+                            entered.waits();
+                        }
                         return Poll::Pending;
                     };
                     let leave = leave.take();
@@ -114,7 +118,7 @@ where
                     let rejected = rejected.take().expect("polled again after its result");
                     return Poll::Ready((Err(rejected.into()), None));
                 }
-                StateProj::Waiting { wait, held } => match ready!(wait.poll(cx)) {
+                StateProj::Waiting { wait, held } => match ready!(in_line(wait, cx)) {
                     Ok(leave) => {
                         let (service, request) = held.take().expect("held until it is called");
                         state.set(State::Calling {
@@ -131,4 +135,14 @@ where
             }
         }
     }
+}
+
+/// Waits in line, and lets the layers further out know.
+pub(crate) fn in_line<W: Wait>(
+    wait: &mut W,
+    cx: &mut Context<'_>,
+) -> Poll<Result<W::Leave, Rejected>> {
+    let polled = wait.poll(cx);
+    ambient::set_in_line(polled.is_pending());
+    polled
 }

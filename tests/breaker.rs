@@ -24,14 +24,15 @@ use blocked::without_blocking;
 use futures_util::{FutureExt, future::BoxFuture};
 use proptest::prelude::*;
 use steadfast::{
-    Breaker, ByError, Deadline, Event, Kind, Observer, Refusal, Rejected, Shield, Verdict,
+    Breaker, ByError, ConcurrencyLimiter, Deadline, Event, Kind, Observer, Refusal, Rejected,
+    Shield, Verdict,
     breaker::{Builder, Permit, State, WhenOpen},
     by_error, deadline,
     event::Cause,
 };
 use tokio::time::{self, advance, sleep, timeout};
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{Layer, Service, ServiceExt, util::BoxCloneService};
+use tower::{Layer, Service, ServiceBuilder, ServiceExt, util::BoxCloneService};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -981,17 +982,118 @@ async fn a_reset_forgets_every_result_and_the_grown_open_time() {
 async fn subscribers_see_each_state_that_lasts() {
     let breaker = brittle().build().unwrap();
     let mut states = breaker.subscribe();
-    assert_eq!(*states.borrow_and_update(), State::Closed);
+    assert_eq!(states.state(), State::Closed);
+    assert_eq!(states.changed().now_or_never(), None);
     trip(&breaker);
-    assert!(states.has_changed().unwrap());
-    assert_eq!(*states.borrow_and_update(), State::Open);
+    assert_eq!(states.changed().now_or_never(), Some(Some(State::Open)));
     advance(500 * MS).await;
     let probe = breaker.admit().unwrap();
-    assert_eq!(*states.borrow_and_update(), State::HalfOpen);
+    let half_open = states.changed().now_or_never();
+    assert_eq!(half_open, Some(Some(State::HalfOpen)));
     probe.settle(Kind::Success);
-    assert_eq!(*states.borrow_and_update(), State::Closed);
+    assert_eq!(states.changed().now_or_never(), Some(Some(State::Closed)));
     settle(&breaker, Kind::Success, 100);
-    assert!(!states.has_changed().unwrap());
+    assert_eq!(states.changed().now_or_never(), None);
+    drop(breaker);
+    assert_eq!(states.changed().await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn whoever_looks_at_a_state_may_call_the_breaker_meanwhile() {
+    let breaker = Breaker::default();
+    let states = breaker.subscribe();
+    breaker.force_open();
+    match states.state() {
+        State::ForcedOpen => breaker.reset(),
+        other => panic!("{other}"),
+    }
+    assert_eq!(states.state(), State::Closed);
+}
+
+// B8
+#[tokio::test(start_paused = true)]
+async fn a_dependency_that_hangs_opens_the_circuit_however_the_deadlines_stand() {
+    for deadline in [2, 3, 10].map(Duration::from_secs) {
+        let shield = Shield::builder(by_error(|_: &Failure| Kind::Unavailable))
+            .deadline(deadline)
+            .limiter(&ConcurrencyLimiter::new(10).unwrap())
+            .build()
+            .unwrap();
+        let sent = Arc::new(AtomicU32::new(0));
+        for _ in 0..2_000 {
+            let (shield, sent) = (shield.clone(), sent.clone());
+            tokio::spawn(async move {
+                let hang = || {
+                    sent.fetch_add(1, Ordering::Relaxed);
+                    future::pending::<Result<(), Failure>>()
+                };
+                shield.run(hang).await
+            });
+            advance(10 * MS).await;
+        }
+        let state = shield.breaker().unwrap().state();
+        assert_ne!(state, State::Closed, "{deadline:?}");
+        let sent = sent.load(Ordering::Relaxed);
+        assert!(sent < 60, "{deadline:?}: {sent} calls sent");
+    }
+}
+
+// E8
+#[tokio::test(start_paused = true)]
+async fn time_in_the_queue_of_a_limiter_further_in_is_not_the_dependencys() {
+    let limiter = ConcurrencyLimiter::new(1).unwrap();
+    let builder = brittle().attempt_deadline(100 * MS).minimum_calls(5);
+    let breaker = builder.slow_calls(100 * MS, 0.5).build().unwrap();
+    let service = ServiceBuilder::new()
+        .layer(breaker.layer(classify()))
+        .layer(limiter.layer())
+        .service_fn(async |_: ()| Ok::<_, Failure>(()));
+    let running = limiter.try_acquire().unwrap();
+    let waiting = || tokio::spawn(service.clone().oneshot(()));
+    let (leaving, staying): (Vec<_>, Vec<_>) = (0..5).map(|_| (waiting(), waiting())).unzip();
+    sleep(150 * MS).await;
+    for call in leaving {
+        call.abort();
+        assert!(call.await.unwrap_err().is_cancelled());
+    }
+    assert_eq!(breaker.state(), State::Closed, "callers left the queue");
+    drop(running);
+    for call in staying {
+        call.await.unwrap().unwrap();
+    }
+    assert_eq!(breaker.state(), State::Closed, "none was slow");
+}
+
+// B9
+#[tokio::test(start_paused = true)]
+async fn a_service_that_never_gets_ready_has_failed_whoever_cuts_it_off() {
+    #[derive(Clone)]
+    struct NeverReady;
+    impl Service<()> for NeverReady {
+        type Response = ();
+        type Error = Failure;
+        type Future = future::Pending<Result<(), Failure>>;
+        fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
+            Poll::Pending
+        }
+        fn call(&mut self, (): ()) -> Self::Future {
+            unreachable!("never ready")
+        }
+    }
+    let breaker = brittle().attempt_deadline(100 * MS).build().unwrap();
+    let inner = breaker.layer(classify()).layer(NeverReady);
+    let layered = Deadline::new(100 * MS).unwrap().layer().layer(inner);
+    layered.oneshot(()).await.unwrap_err();
+    assert_eq!(breaker.state(), State::Open, "layers");
+    breaker.reset();
+    let shield = Shield::builder(classify())
+        .deadline(SECOND)
+        .attempt_deadline(100 * MS)
+        .breaker(&breaker)
+        .build()
+        .unwrap();
+    shield.layer(NeverReady).oneshot(()).await.unwrap_err();
+    assert_eq!(breaker.state(), State::Open, "shield");
 }
 
 #[tokio::test(start_paused = true)]
@@ -1044,7 +1146,7 @@ async fn an_observer_that_panics_silences_nobody_else() {
     let settled = catch_unwind(AssertUnwindSafe(|| permit.settle(Kind::Unavailable)));
     settled.unwrap_err();
     assert_eq!(
-        (breaker.state(), *states.borrow()),
+        (breaker.state(), states.state()),
         (State::Open, State::Open)
     );
     breaker.force_closed();
@@ -1070,7 +1172,7 @@ async fn waiters_are_woken_and_subscribers_told_before_an_observer_can_panic() {
     let mut waiting = task::spawn(call(&service, Do::Answer));
     assert_pending!(waiting.poll());
     catch_unwind(AssertUnwindSafe(|| breaker.reset())).unwrap_err();
-    assert_eq!(*states.borrow(), State::Closed);
+    assert_eq!(states.state(), State::Closed);
     assert!(waiting.is_woken());
     assert_eq!(assert_ready!(waiting.poll()), Ok(()));
 }

@@ -162,12 +162,14 @@ impl Breaker {
     /// let breaker = Breaker::default();
     /// let mut states = breaker.subscribe();
     /// breaker.force_open();
-    /// states.changed().await?;
-    /// assert_eq!(*states.borrow(), State::ForcedOpen);
+    /// states.changed().await;
+    /// assert_eq!(states.state(), State::ForcedOpen);
     /// # Ok(()) }
     /// ```
-    pub fn subscribe(&self) -> watch::Receiver<State> {
-        self.shared.state.subscribe()
+    pub fn subscribe(&self) -> States {
+        States {
+            receiver: self.shared.state.subscribe(),
+        }
     }
 
     /// A tower layer over this circuit; `classify` says what the results of the service mean.
@@ -198,6 +200,30 @@ impl fmt::Debug for Breaker {
             .field("name", &self.shared.reporter.name())
             .field("state", &self.state())
             .finish_non_exhaustive()
+    }
+}
+
+/// The states of a circuit, as they follow each other; see [`Breaker::subscribe`].
+///
+/// It hands out copies, never a guard: whoever looks at a state can call the breaker meanwhile. A clone has seen what the original has.
+#[derive(Clone, Debug)]
+pub struct States {
+    receiver: watch::Receiver<State>,
+}
+
+impl States {
+    /// The state now.
+    pub fn state(&self) -> State {
+        *self.receiver.borrow()
+    }
+
+    /// Waits until the state is another one than was last waited for, and returns it; `None` once the breaker is gone.
+    ///
+    /// # Cancel safety
+    /// A change is not lost with a future that is dropped: the next one returns at once.
+    pub async fn changed(&mut self) -> Option<State> {
+        self.receiver.changed().await.ok()?;
+        Some(*self.receiver.borrow_and_update())
     }
 }
 

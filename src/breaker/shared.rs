@@ -269,12 +269,13 @@ impl<B: Deref<Target = Shared>> Pass<B> {
         C: Classify<T, E>,
     {
         let verdict = judge(classify, result);
-        let cut = matches!(result, Err(error) if error.rejected().is_some());
+        let rejected = result.as_ref().err().and_then(Refusal::rejected);
+        let cut = matches!(rejected, Some(Rejected::DeadlineExceeded { .. }));
         self.settle(verdict, cut);
         verdict
     }
 
-    /// Takes what the result means. `cut`: it is a refusal, no answer.
+    /// Takes what the result means. `cut`: it is a deadline of ours that struck, no answer.
     #[inline]
     pub(super) fn settle(mut self, verdict: Verdict, cut: bool) {
         if mem::replace(&mut self.over, true) {
@@ -292,6 +293,8 @@ impl<B: Deref<Target = Shared>> Pass<B> {
     #[cold]
     fn settle_slowly(&self, verdict: Verdict, cut: bool) {
         let (bad, slow) = match verdict.kind {
+            // It did not even become ready in the time that it has for all of it.
+            Kind::Ignored if cut && self.ran_its_time() => (true, false),
             Kind::Saturated | Kind::Ignored => return self.report(Outcome::Neutral),
             Kind::Success | Kind::Invalid | Kind::Conflict => (false, false),
             Kind::TimedOut => (false, true),

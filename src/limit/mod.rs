@@ -339,12 +339,7 @@ impl Shared {
             }
             Entered::Shed(reason) => reason,
         };
-        let rejected = if deadline.is_some_and(|deadline| deadline <= now) {
-            Rejected::DeadlineExceeded { sent: false }
-        } else {
-            Rejected::Overloaded { reason }
-        };
-        Answer::Refused(limiter.report(rejected))
+        Answer::Refused(limiter.report(refusal(reason, deadline, now)))
     }
 
     /// Owns what is only borrowed here.
@@ -386,9 +381,7 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
             }
             Turn::Shed => {
                 self.key = None;
-                Rejected::Overloaded {
-                    reason: Overload::TooLittleTime,
-                }
+                refusal(Overload::TooLittleTime, self.deadline, time::now())
             }
             Turn::Waits => {
                 let deadline = self.deadline.filter(|deadline| *deadline <= self.until);
@@ -411,5 +404,14 @@ impl<B: Deref<Target = Shared>> Drop for Waiting<B> {
         if let Some(key) = self.key {
             self.limiter.gate.leave_line(key, time::now);
         }
+    }
+}
+
+/// That the deadline has passed says more than what else stood in the way.
+fn refusal(reason: Overload, deadline: Option<Instant>, now: Instant) -> Rejected {
+    if deadline.is_some_and(|deadline| deadline <= now) {
+        Rejected::DeadlineExceeded { sent: false }
+    } else {
+        Rejected::Overloaded { reason }
     }
 }

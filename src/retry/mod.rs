@@ -41,7 +41,7 @@
 //! | budget | 10 % of the successes of 3 s, 1 per second, saved up to 5 | bounds the extra load at a tenth however many calls fail; what 10 s of successes save up delays the recovery from an overload by 11 to 15 %, 3 s by nothing that shows; the floor serves services with little traffic |
 //!
 //! # What it reports
-//! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay=31ms`; and
+//! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay_ms=31`; and
 //! [`Event::GaveUp`]: `WARN gave up name=db attempts=3 kind=unavailable reason="attempts used up"`.
 //!
 //! # Its place in the stack

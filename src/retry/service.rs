@@ -98,8 +98,8 @@ pin_project! {
         again: Option<(S, Req)>,
         attempt: u32,
         previous: Duration,
-        // What the attempt before answered: it stands if the next one is refused by us.
-        last: Option<Result<S::Response, S::Error>>,
+        // The error of the attempt before: it stands if the next one is refused by us.
+        last: Option<S::Error>,
         retry: Arc<Retry>,
         classify: C,
     }
@@ -136,7 +136,8 @@ where
                     let verdict = judge(this.classify, &result);
                     match this.retry.next(*this.attempt, verdict, *this.previous) {
                         Some(pause) => {
-                            *this.last = Some(result);
+                            // An `Ok` may hold a slot that the next attempt needs.
+                            *this.last = result.err();
                             *this.previous = pause.delay;
                             let timer = Timer::new();
                             this.state.set(State::Pause { pause, timer });
@@ -161,14 +162,14 @@ where
     }
 }
 
-/// The result of the last attempt; where we refused that, the answer of the one before.
+/// The result of the last attempt; where we refused that, the error of the one before.
 pub(crate) fn unless_refused<T, E: Refusal>(
     result: Result<T, E>,
-    before: Option<Result<T, E>>,
+    before: Option<E>,
 ) -> Result<T, E> {
     let refused = matches!(&result, Err(error) if error.rejected().is_some_and(|r| !r.sent()));
     match before {
-        Some(before) if refused => before,
+        Some(before) if refused => Err(before),
         _ => result,
     }
 }

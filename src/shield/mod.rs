@@ -34,7 +34,7 @@
 //! | setting | value | why |
 //! |---|---|---|
 //! | `deadline` | 10 s | the longest that most callers in front of it wait |
-//! | `attempt_deadline` | 3 s, or the deadline where that is shorter | leaves room for three attempts within the whole |
+//! | `attempt_deadline` | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole; a call that waited in the queue first still has its attempt's time, so that a hang counts as a failure |
 //! | `retry`, `breaker` | as in [`retry`](crate::retry), [`breaker`](crate::breaker) | |
 //! | `limiter` | none | only you know how many calls your dependency serves at a time |
 //!
@@ -281,7 +281,7 @@ impl<C> Builder<C> {
         ConfigError::check_time(PART, "deadline", deadline, LEAST)?;
         let attempt_deadline = match self.attempt_deadline {
             Some(time) => time,
-            None => Duration::from_secs(3).min(deadline),
+            None => Duration::from_secs(3).min(deadline / 3),
         };
         ConfigError::check_time(PART, "attempt_deadline", attempt_deadline, LEAST)?;
         if attempt_deadline > deadline {

@@ -25,7 +25,7 @@ use crate::{
     breaker,
     error::{Refusal, Rejected, judge},
     event::Event,
-    gated::{Answer, Leave, Wait},
+    gated::{Answer, Leave, in_line},
     kind::Classify,
     limit,
     retry::unless_refused,
@@ -144,7 +144,7 @@ pin_project! {
         attempts: A,
         attempt: u32,
         previous: Duration,
-        // What the attempt before answered: it stands if the next one is refused by us.
+        // The error of the attempt before: it stands if the next one is refused by us.
         last: Option<F::Output>,
         bound: Bound,
         timer: Timer,
@@ -265,6 +265,7 @@ where
                     let result = match polled {
                         Poll::Ready(result) => result,
                         Poll::Pending => {
+                            ambient::set_in_line(false);
                             if !std::mem::replace(waited, true) {
                                 first_wait(slot, pass, bound);
                             }
@@ -285,9 +286,11 @@ where
                     let retry = policy.retry.as_ref();
                     let pause = retry.and_then(|r| r.next(*this.attempt, verdict, *this.previous));
                     let Some(pause) = pause else {
-                        return Poll::Ready(unless_refused(result, this.last.take()));
+                        let before = this.last.take().and_then(Result::err);
+                        return Poll::Ready(unless_refused(result, before));
                     };
-                    *this.last = Some(result);
+                    // An `Ok` may hold a slot that the next attempt needs.
+                    *this.last = result.err().map(Err);
                     *this.previous = pause.delay;
                     let until = pause.until;
                     this.state.set(State::Pause { until });
@@ -305,12 +308,12 @@ where
                         Some(Answer::Refused(rejected)) => break rejected,
                     }
                 }
-                StateProj::Circuit { waiting } => match ready!(waiting.poll(cx)) {
+                StateProj::Circuit { waiting } => match ready!(in_line(waiting, cx)) {
                     Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
                     Ok(pass) => (Some(pass), None),
                     Err(rejected) => break rejected,
                 },
-                StateProj::Queue { waiting, pass } => match ready!(waiting.poll(cx)) {
+                StateProj::Queue { waiting, pass } => match ready!(in_line(waiting, cx)) {
                     Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
                     Ok(slot) => (pass.take(), Some(slot)),
                     Err(rejected) => break rejected,
