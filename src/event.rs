@@ -332,6 +332,16 @@ impl Reporter {
         &self.name
     }
 
+    /// Reports `rejected`, and hands it back.
+    #[cold]
+    pub(crate) fn refused(&self, rejected: Rejected) -> Rejected {
+        self.emit(|name| Event::Refused {
+            name,
+            rejected: &rejected,
+        });
+        rejected
+    }
+
     /// Delivers the event that `make` builds from the part's name.
     #[cold]
     pub(crate) fn emit<'a>(&'a self, make: impl FnOnce(&'a Name) -> Event<'a>) {

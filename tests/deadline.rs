@@ -93,7 +93,12 @@ async fn the_deadline_surrounds_the_call_the_poll_and_the_drop() {
             let call = async move {
                 if by_shield {
                     let shield = Shield::builder(ignore_all()).deadline(SECOND);
-                    shield.build().unwrap().run(call).await
+                    shield
+                        .attempt_deadline(SECOND)
+                        .build()
+                        .unwrap()
+                        .run(call)
+                        .await
                 } else {
                     let mut service = within(SECOND).layer().layer(service_fn(move |()| call()));
                     service.call(()).await
@@ -130,7 +135,8 @@ async fn a_nested_deadline_can_only_be_shorter() {
 
         let inner = within(inner * SECOND);
         let shield = Shield::builder(by_error(|_: &Rejected| Kind::Ignored));
-        let shield = shield.deadline(outer * SECOND).build().unwrap();
+        let shield = shield.deadline(outer * SECOND);
+        let shield = shield.attempt_deadline(outer * SECOND).build().unwrap();
         let run = shield.run(|| {
             let service = service_fn(async |()| Answer::Ok(left()));
             inner.layer().layer(service).oneshot(())

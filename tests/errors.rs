@@ -363,6 +363,7 @@ async fn a_deadline_strikes_a_call_that_uses_up_the_budget_at_each_poll() {
         .layer(service_fn(async |(): ()| busy().await));
     let shield = Shield::builder(by_error(|_: &io::Error| Kind::Broken))
         .deadline(SECOND)
+        .attempt_deadline(SECOND)
         .build()
         .unwrap();
     let mut layered = spawn(layered.oneshot(()));

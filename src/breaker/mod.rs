@@ -47,7 +47,7 @@
 //! | `when_open` | [`Refuse`](WhenOpen::Refuse) | waiting ties up callers; it is for batch work |
 //!
 //! # What it reports
-//! [`Event::Transition`]: `WARN circuit changed name=db from=closed to=open cause="failure rate"`; and [`Event::Refused`]:
+//! [`Event::Transition`](crate::Event::Transition): `WARN circuit changed name=db from=closed to=open cause="failure rate"`; and [`Event::Refused`](crate::Event::Refused):
 //! `DEBUG call refused name=db rejected=circuit open for 0.4s more`. Transitions are told in their order, outside every lock.
 //!
 //! # Its place in the stack

@@ -132,7 +132,7 @@ impl Shared {
     #[cold]
     pub(super) fn refuse(&self, refused: Refused) -> Rejected {
         let retry_after = refused.ask_again.saturating_duration_since(refused.now);
-        self.report(Rejected::CircuitOpen { retry_after })
+        self.reporter.refused(Rejected::CircuitOpen { retry_after })
     }
 
     #[cold]
@@ -188,14 +188,6 @@ impl Shared {
         let wakers: Vec<Waker> = lock(&self.waiting).iter_mut().map(take).collect();
         wakers.into_iter().for_each(Waker::wake);
     }
-
-    fn report(&self, rejected: Rejected) -> Rejected {
-        self.reporter.emit(|name| Event::Refused {
-            name,
-            rejected: &rejected,
-        });
-        rejected
-    }
 }
 
 /// A place in the line of those who wait for the circuit. Dropped, it is given up.
@@ -221,7 +213,7 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
             let deadline = ambient::current();
             if deadline.is_some_and(|at| at <= time::now()) {
                 let rejected = Rejected::DeadlineExceeded { sent: false };
-                return Poll::Ready(Err(self.breaker.report(rejected)));
+                return Poll::Ready(Err(self.breaker.reporter.refused(rejected)));
             }
             let ask_again = match Shared::admit(self.breaker.clone(), self.attempt_deadline) {
                 Ok(pass) => return Poll::Ready(Ok(pass)),

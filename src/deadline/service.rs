@@ -12,7 +12,7 @@ use super::Deadline;
 use crate::{
     ambient::Bound,
     error::{Refusal, Rejected},
-    event::{Event, Reporter},
+    event::Reporter,
     ready::ReadyCall,
     time::Timer,
 };
@@ -127,11 +127,7 @@ where
                 true
             }
         };
-        let rejected = Rejected::DeadlineExceeded { sent };
-        this.reporter.emit(|name| Event::Refused {
-            name,
-            rejected: &rejected,
-        });
+        let rejected = this.reporter.refused(Rejected::DeadlineExceeded { sent });
         Poll::Ready(Err(rejected.into()))
     }
 }

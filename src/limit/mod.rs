@@ -41,7 +41,7 @@
 //! | `max_wait` | 1 s | who has waited longer is served too late: callers who leave after 3 s were all served in the model of overload with 1 s, and hardly any with 2 s |
 //!
 //! # What it reports
-//! [`Event::Refused`]: `DEBUG call refused name=limiter rejected=overloaded: the queue is full`.
+//! [`Event::Refused`](crate::Event::Refused): `DEBUG call refused name=limiter rejected=overloaded: the queue is full`.
 //!
 //! # Its place in the stack
 //! Inside the breaker, so that nobody queues for a dependency that is down; outside the attempt deadline, which should not run while a call queues.
@@ -80,7 +80,7 @@ pub use self::{
 use crate::{
     ambient,
     error::{ConfigError, Overload, Rejected},
-    event::{Event, Name, Observer, Reporter},
+    event::{Name, Observer, Reporter},
     fifo::Key,
     gated::{Answer, Wait},
     time::{self, Timer},
@@ -339,22 +339,13 @@ impl Shared {
             }
             Entered::Shed(reason) => reason,
         };
-        Answer::Refused(limiter.report(refusal(reason, deadline, now)))
+        Answer::Refused(limiter.reporter.refused(refusal(reason, deadline, now)))
     }
 
     /// Owns what is only borrowed here.
     fn own(&self) -> Arc<Self> {
         let owned = self.me.upgrade();
         owned.expect("whoever borrows it keeps it alive")
-    }
-
-    #[cold]
-    fn report(&self, rejected: Rejected) -> Rejected {
-        self.reporter.emit(|name| Event::Refused {
-            name,
-            rejected: &rejected,
-        });
-        rejected
     }
 }
 
@@ -395,7 +386,7 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
                 }
             }
         };
-        Poll::Ready(Err(self.limiter.report(rejected)))
+        Poll::Ready(Err(self.limiter.reporter.refused(rejected)))
     }
 }
 

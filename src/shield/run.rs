@@ -24,7 +24,6 @@ use crate::{
     ambient::{self, Bound},
     breaker,
     error::{Refusal, Rejected, judge},
-    event::Event,
     gated::{Answer, Leave, in_line},
     kind::Classify,
     limit,
@@ -226,7 +225,7 @@ where
         if *this.attempt == 0 {
             if outer.is_over() {
                 let rejected = Rejected::DeadlineExceeded { sent: false };
-                return Poll::Ready(Err(policy.report(rejected).into()));
+                return Poll::Ready(Err(policy.reporter.refused(rejected).into()));
             }
             *this.bound = outer.within(policy.deadline);
             *this.attempt = 1;
@@ -272,7 +271,8 @@ where
                             let at = bound.resolve_now().expect("the attempt has a deadline");
                             ready!(this.timer.poll(at, cx));
                             Err(policy
-                                .report(Rejected::DeadlineExceeded { sent: true })
+                                .reporter
+                                .refused(Rejected::DeadlineExceeded { sent: true })
                                 .into())
                         }
                     };
@@ -309,12 +309,12 @@ where
                     }
                 }
                 StateProj::Circuit { waiting } => match ready!(in_line(waiting, cx)) {
-                    Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
+                    Ok(_) if Bound::ambient().is_over() => break policy.reporter.refused(TOO_LATE),
                     Ok(pass) => (Some(pass), None),
                     Err(rejected) => break rejected,
                 },
                 StateProj::Queue { waiting, pass } => match ready!(in_line(waiting, cx)) {
-                    Ok(_) if Bound::ambient().is_over() => break policy.report(TOO_LATE),
+                    Ok(_) if Bound::ambient().is_over() => break policy.reporter.refused(TOO_LATE),
                     Ok(slot) => (pass.take(), Some(slot)),
                     Err(rejected) => break rejected,
                 },
@@ -378,17 +378,6 @@ where
             }
             _ => self.set(Self::Over),
         }
-    }
-}
-
-impl Policy {
-    #[cold]
-    fn report(&self, rejected: Rejected) -> Rejected {
-        self.reporter.emit(|name| Event::Refused {
-            name,
-            rejected: &rejected,
-        });
-        rejected
     }
 }
 
