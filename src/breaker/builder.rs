@@ -22,7 +22,7 @@ pub enum WhenOpen {
     },
 }
 
-/// The settings of a [`Breaker`]; their defaults stand in the [module](self).
+/// The settings of a [`Breaker`]; their defaults stand in the [module](super).
 ///
 /// ```
 /// use std::time::Duration;
