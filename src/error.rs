@@ -1,4 +1,4 @@
-//! Why we, not your service, decided: refusals, the error types that carry them, and bad configuration.
+//! Refusals, the error types that carry them, and bad configuration.
 
 use std::{error, fmt, io, time::Duration};
 
@@ -27,7 +27,10 @@ pub enum Rejected {
     /// The circuit is open; the call was not sent.
     #[error("circuit open for {:.1}s more", .retry_after.as_secs_f64())]
     CircuitOpen {
-        /// When it makes sense to ask again: the open time is over then, or the probe that is under way has had time to answer.
+        /// When it makes sense to ask again.
+        ///
+        /// The open time is over then, or the probe that is under way has had time to answer. For a circuit that was forced open it is the
+        /// breaker's `open_for`, as nobody knows when it is reset.
         retry_after: Duration,
     },
     /// The deadline came first.
@@ -74,7 +77,7 @@ impl Rejected {
         matches!(self, Self::DeadlineExceeded { sent: true })
     }
 
-    /// What it means to breaker and retry: a call that was sent may have acted, every other says nothing about the dependency.
+    /// What it means to breaker and retry: a call that was sent may have acted, any other says nothing about the dependency.
     fn kind(&self) -> Kind {
         if self.sent() {
             Kind::Ambiguous
@@ -96,10 +99,10 @@ impl Rejected {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Error)]
 #[non_exhaustive]
 pub enum Overload {
-    /// As many calls wait as may.
+    /// No place in the queue is free.
     #[error("the queue is full")]
     QueueFull,
-    /// What is left of the deadline is less than its place in the queue is expected to take.
+    /// The deadline is expected to come before its turn does.
     #[error("too little time is left for its place in the queue")]
     TooLittleTime,
     /// It waited as long as the queue's `max_wait` allows.
@@ -107,7 +110,9 @@ pub enum Overload {
     MaxWait,
 }
 
-/// An error type that can carry a refusal of ours; our layers need it of the inner service's error.
+/// An error type that can carry a refusal of ours.
+///
+/// Our layers require it of the inner service's error.
 ///
 /// Implemented for [`Error<E>`](crate::Error), `Box<dyn Error + Send + Sync>`, [`io::Error`] and, with the `sqlx` feature,
 /// `sqlx::Error`. For an error that can't implement it, see [`WrapLayer`] and `Shield::run_wrapped`.
@@ -174,7 +179,9 @@ impl Refusal for io::Error {
 #[error("{0}")]
 struct Carried(#[source] Rejected);
 
-/// Either a refusal of ours or the service's own error `E`; for error types that can't carry a refusal.
+/// Either a refusal of ours or the service's own error `E`.
+///
+/// For error types that can't carry a refusal; [`WrapLayer`] and `Shield::run_wrapped` make it.
 ///
 /// ```
 /// use steadfast::{Error, Rejected};
@@ -212,8 +219,10 @@ impl<E: fmt::Display> fmt::Display for Error<E> {
 }
 
 impl<E: error::Error + 'static> error::Error for Error<E> {
-    /// The refusal itself, or the source of the service's error: the service's own message stands here
-    /// already and would otherwise be printed twice.
+    /// The refusal itself, or what is behind the service's error.
+    ///
+    /// The refusal is returned so that [`Rejected::of`] finds it, although its message then stands twice in a chain that is printed. The
+    /// service's error forwards its own source, so that its message stands there once.
     fn source(&self) -> Option<&(dyn error::Error + 'static)> {
         match self {
             Self::Rejected(rejected) => Some(rejected),
@@ -237,9 +246,9 @@ impl<E> Refusal for Error<E> {
     }
 }
 
-/// What `result` means to the parts of a stack: a refusal of ours is recognised before `classify` is asked.
+/// What `result` means to the parts of a stack.
 ///
-/// A call that was sent and then ran out of time may have acted: [`Ambiguous`](Kind::Ambiguous). Every other refusal says nothing about the
+/// A refusal of ours is recognised before `classify` is asked. A call that was sent and then ran out of time may have acted: [`Ambiguous`](Kind::Ambiguous). Every other refusal says nothing about the
 /// dependency: [`Ignored`](Kind::Ignored). Ask this rather than the classifier when you want to know what became of a call.
 ///
 /// ```

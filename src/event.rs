@@ -147,7 +147,7 @@ impl Cause {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum GaveUp {
-    /// As many attempts were made as may.
+    /// All attempts are used up.
     Attempts,
     /// The next one could not start before the deadline.
     Deadline,
@@ -212,10 +212,10 @@ pub enum Event<'a> {
     },
 }
 
-/// Somebody who wants to know; called outside every lock, in the task in which the event happened.
+/// Somebody who wants to know what happens in a stack.
 ///
-/// It must not block. It may call the handles back: nothing of theirs is locked. A pair of
-/// observers is an observer.
+/// It is called outside every lock, in the task in which the event happened. It must not block. It may call the handles back: nothing of
+/// theirs is locked. An event is built when it happens, which is never on a success. A pair of observers is an observer.
 ///
 /// ```
 /// use std::sync::atomic::{AtomicU32, Ordering};
@@ -252,8 +252,8 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 
 /// The observer that every part has unless told otherwise: hands events to [`tracing`].
 ///
-/// Transitions to open and refusals of a deadline are not errors of ours; transitions are `WARN` and `INFO`, a call that
-/// was given up is `WARN`, retries and refusals are `DEBUG`: under overload there are as many as calls.
+/// Nothing is logged at `ERROR`. A circuit that opens is `WARN`, every other transition `INFO`; a call that was given up is `WARN`. Retries and
+/// refusals are `DEBUG`, because under overload there are as many of them as calls.
 #[cfg(feature = "tower")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracing;

@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 /// What one attempt's result means, as the dependency's [`Classify`] sees it.
 ///
-/// One answer serves the breaker, the retry and the limiter:
+/// Breaker and retry read the same answer:
 ///
 /// | kind | effect on the dependency | breaker | retry |
 /// |---|---|---|---|
@@ -161,7 +161,7 @@ impl From<Kind> for Verdict {
     }
 }
 
-/// Says what a result means; written once per dependency.
+/// What says what a result means; written once per dependency.
 ///
 /// It takes the result by parts (`result.as_ref()`), so that one classifier can serve inside
 /// another. [`by_error`] makes one from a closure; [`classify`](crate::classify) has ready-made ones.

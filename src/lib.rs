@@ -1,4 +1,7 @@
-//! Database calls and HTTP handlers that survive: deadlines, classified retries, a circuit breaker, a bounded queue.
+//! Database and service calls that survive: deadlines, classified retries, a circuit breaker, a bounded queue.
+//!
+//! A call is a closure, or a request to a [`tower`](https://docs.rs/tower) service. An HTTP handler or client can be guarded as such a service if its
+//! requests are `Clone`; HTTP has no support of its own yet.
 //!
 //! ```text
 //!  shield.run(f)
@@ -55,8 +58,8 @@
 //! ```
 //!
 //! # What a failure means
-//! One [`Classify`] is written per dependency, and all parts read the same answer, a [`Kind`]: was it undone, may it have acted, is the
-//! dependency unwell? [`classify`] has those for I/O and sqlx; yours is a closure.
+//! One [`Classify`] is written per dependency. Breaker and retry read the same answer, a [`Kind`]: was the work undone, may it have been done, is
+//! the dependency unwell? [`classify`] has classifiers for I/O and sqlx; yours is a closure.
 //!
 //! ```
 //! use std::io;
@@ -70,6 +73,11 @@
 //! .build()?;
 //! # Ok::<(), steadfast::ConfigError>(())
 //! ```
+//!
+//! # Error types
+//! A refusal of ours is returned as an error of the service, so that type has to be able to carry one: see [`Refusal`]. Where it can't be,
+//! [`Shield::run_wrapped`] returns an [`Error`] around it; for services, [`error::WrapLayer`] goes innermost, and the layers above take
+//! [`error::Wrapped`]`(classify)`.
 //!
 //! # Where to look
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and

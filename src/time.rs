@@ -26,7 +26,9 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// A timer that costs nothing until it is first waited for, and no allocation where its thread kept an old one.
+/// A timer that costs nothing until it is first waited for.
+///
+/// It allocates nothing where its thread has kept an idle one.
 ///
 /// Invariants:
 /// 1. A `Sleep` is only ever polled on the runtime that it was made on: one whose runtime is gone panics.
@@ -75,7 +77,7 @@ struct Pool {
     idle: Vec<Pin<Box<Sleep>>>,
 }
 
-/// As many as a thread's tasks are likely to start between two of their timers' ends.
+/// The most idle timers that a thread keeps. More would rarely be in use again before they are dropped.
 const IDLE: usize = 64;
 
 thread_local! {

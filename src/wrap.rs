@@ -12,19 +12,23 @@ use tower_service::Service;
 
 use crate::error::Error;
 
-/// Turns a service's error `E` into [`Error<E>`], so that the layers around it can refuse; goes innermost.
+/// Turns a service's error `E` into [`Error<E>`]; goes innermost.
+///
+/// With that the layers around it can refuse. Those that take a classifier take the one for `E` in [`Wrapped`](crate::error::Wrapped).
 ///
 /// ```
-/// use std::convert::Infallible;
-/// use steadfast::{ConcurrencyLimiter, error::WrapLayer};
+/// use std::num::ParseIntError;
+/// use steadfast::{Breaker, ConcurrencyLimiter, Error, Kind, by_error, error::{WrapLayer, Wrapped}};
 /// use tower::{ServiceBuilder, ServiceExt};
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let classify = by_error(|_: &ParseIntError| Kind::Invalid);
 /// let service = ServiceBuilder::new()
+///     .layer(Breaker::default().layer(Wrapped(classify)))
 ///     .layer(ConcurrencyLimiter::new(8)?.layer())
 ///     .layer(WrapLayer)
-///     .service_fn(async |n: u32| Ok::<_, Infallible>(n + 1));
-/// assert_eq!(service.oneshot(1).await?, 2);
+///     .service_fn(async |text: &str| text.parse::<i32>());
+/// assert!(matches!(service.oneshot("x").await, Err(Error::Inner(_))));
 /// # Ok(()) }
 /// ```
 #[derive(Clone, Copy, Debug, Default)]

@@ -15,7 +15,7 @@ use crate::{
 pub enum WhenOpen {
     /// It is refused at once.
     Refuse,
-    /// It waits until a probe succeeds or its deadline comes; at most so many calls wait, the others are refused.
+    /// It waits until a probe succeeds or its deadline comes; when the queue is full, it is refused.
     Wait {
         /// How many calls may wait.
         queue: usize,
@@ -60,13 +60,15 @@ impl Builder {
         self
     }
 
-    /// The share of failed calls in the window that opens the circuit: over 0, at most 1.
+    /// The share of failed calls in the window that opens the circuit.
+    ///
+    /// Over 0, at most 1.
     pub fn failure_rate(mut self, rate: f64) -> Self {
         self.rules.failure_rate = Some(rate);
         self
     }
 
-    /// Rates are judged from so many calls in the window on.
+    /// The number of calls in the window from which on rates are judged.
     pub fn minimum_calls(mut self, calls: u32) -> Self {
         self.rules.minimum_calls = calls;
         self
@@ -78,48 +80,53 @@ impl Builder {
         self
     }
 
-    /// So many failures in a row open the circuit, whatever the rate.
+    /// The number of failures in a row that opens the circuit, whatever the rate.
     pub fn consecutive(mut self, failures: u32) -> Self {
         self.consecutive = Some(failures);
         self
     }
 
-    /// Calls are slow from `after` on, and a share of `rate` of them in the window opens the circuit.
+    /// The share of slow calls in the window that opens the circuit.
+    ///
+    /// A call is slow if it takes `after` or longer; a `rate` of 0.8 opens the circuit when 80 % of the calls are.
     pub fn slow_calls(mut self, after: Duration, rate: f64) -> Self {
         self.rules.slow = Some(Slow { after, rate });
         self
     }
 
-    /// How long the circuit stays open the first time; shortened by up to a fifth by chance.
+    /// How long the circuit stays open the first time.
     ///
-    /// It doubles with each failed round of probes, up to [`max_open_for`](Self::max_open_for).
+    /// Chance shortens it by up to a fifth, so that not all instances probe at the same moment. It doubles with each failed round of probes, up to [`max_open_for`](Self::max_open_for).
     pub fn open_for(mut self, time: Duration) -> Self {
         self.rules.open_for = time;
         self
     }
 
-    /// The longest that the circuit stays open: the default 30 s, or `open_for` where that is longer.
+    /// The longest that the circuit stays open.
+    ///
+    /// The default is 30 s, or `open_for` where that is longer.
     pub fn max_open_for(mut self, time: Duration) -> Self {
         self.max_open_for = Some(time);
         self
     }
 
-    /// So many probes may be under way at a time.
+    /// The number of probes that may be under way at a time.
     pub fn probes(mut self, probes: u32) -> Self {
         self.rules.probes = probes;
         self
     }
 
-    /// So many successful probes close the circuit.
+    /// The number of successful probes that closes the circuit.
     pub fn required_successes(mut self, successes: u32) -> Self {
         self.rules.required_successes = successes;
         self
     }
 
-    /// How long one call may take at most. One that was cut off after this time is a failure, whoever cut it off;
-    /// one that was cut off earlier says nothing, so that an impatient caller can't open a shared circuit.
+    /// How long one call may take at most.
     ///
-    /// Times within 3 % of it are taken for it. A probe's slot expires after twice this time.
+    /// It cuts nothing off by itself. A call that was cut off after this time is a failure, whoever cut it off; one that was cut off
+    /// earlier says nothing, so that an impatient caller can't open a shared circuit. Times within 3 % of it count as this time. A probe's
+    /// slot expires after twice this time. For the calls of a [`Shield`](crate::Shield), the shield's own attempt deadline takes its place.
     pub fn attempt_deadline(mut self, time: Duration) -> Self {
         self.attempt_deadline = Some(time);
         self

@@ -1,4 +1,4 @@
-//! A circuit breaker: stops calling a dependency that fails, and finds out when it is back.
+//! A circuit breaker: it stops calling a failing dependency, and notices when it is back.
 //!
 //! ```text
 //!     ≥ 50 % of ≥ 20 calls in 10 s, or 50 in a row, failed        500 ms over, somebody calls
@@ -30,7 +30,7 @@
 //!
 //! # When to use it, and when not
 //! One for each dependency that fails as a whole: a database, a service, a shard. Not one over several hosts that fail one by one (one sick host would take
-//! all with it), and not for failures that are about the request rather than the dependency: classify those as [`Invalid`](crate::Kind::Invalid).
+//! all of them with it), and not for failures that are about the request rather than the dependency: classify those as [`Invalid`](crate::Kind::Invalid).
 //!
 //! # Defaults
 //! | setting | value | why |
@@ -42,7 +42,7 @@
 //! | `probes`, `required_successes` | 1, 1 | one call answers the question; the queue behind a limiter takes what comes then |
 //! | `attempt_deadline` | none; `Shield` sets its own | a breaker alone can't know how long a call may take |
 //! | slot of a probe | 2 × `attempt_deadline`, else 30 s | longer than any probe that is still worth waiting for |
-//! | `consecutive` | 50, or `minimum_calls` where that is more | a total outage is noticed at once, however many good calls the window remembers; more than a usual pool's connections, which one restart breaks all at a time |
+//! | `consecutive` | 50, or `minimum_calls` where that is more | a total outage is noticed at once, however many good calls the window remembers; it is more than the connections of a usual pool, which one restart breaks all together |
 //! | `slow_calls` | off | only you know what is slow |
 //! | `when_open` | [`Refuse`](WhenOpen::Refuse) | waiting ties up callers; it is for batch work |
 //!
@@ -62,9 +62,15 @@
 //! [`attempt_deadline`](Builder::attempt_deadline): then it is a failure, whoever cut it off.
 //!
 //! # Limits
-//! It trips when a failure (or slow call) is recorded, never on a success. Results are dated to a tenth of the window; successes of a thread that
-//! made many at once and then few may be dated further back, and so be forgotten early: at most 63 for each thread.
-//! It knows of one process only.
+//! - It ends no call. Layers used alone need an [`attempt_deadline`](Builder::attempt_deadline) here, and a [`Deadline`](crate::Deadline) of the same
+//!   length inside, for a hang to count. A [`Shield`](crate::Shield) has both.
+//! - The deadlines of callers must be longer than the attempt deadline. A hang that a caller cuts off earlier says nothing, so with impatient callers
+//!   only, hangs never count.
+//! - A service that does not become ready within the attempt deadline has failed.
+//! - It trips when a failure (or slow call) is recorded, never on a success.
+//! - Results are dated to a tenth of the window. Successes of a thread that made many at once and then few may be dated further back, and so be
+//!   forgotten early: at most 63 for each thread.
+//! - It knows of one process only.
 
 mod builder;
 mod circuit;
@@ -148,12 +154,16 @@ impl Breaker {
         self.shared.change(time::now(), Circuit::reset);
     }
 
-    /// The state as of the last call. An open circuit whose time is over stays `Open` until somebody calls.
+    /// The state as of the last call.
+    ///
+    /// An open circuit whose time is over stays `Open` until somebody calls.
     pub fn state(&self) -> State {
         self.shared.gate.state()
     }
 
-    /// The state, now and whenever it changes. States that follow each other closely may be skipped.
+    /// The state, now and whenever it changes.
+    ///
+    /// States that follow each other closely may be skipped.
     ///
     /// ```
     /// use steadfast::{Breaker, breaker::State};
@@ -217,7 +227,7 @@ impl States {
         *self.receiver.borrow()
     }
 
-    /// Waits until the state is another one than was last waited for, and returns it; `None` once the breaker is gone.
+    /// The next state that was not yet waited for; `None` once the breaker is gone.
     ///
     /// # Cancel safety
     /// A change is not lost with a future that is dropped: the next one returns at once.
@@ -227,7 +237,9 @@ impl States {
     }
 }
 
-/// The right to make one call. Dropped unsettled, it frees its slot and counts nothing, unless it was held for the
+/// The right to make one call.
+///
+/// Dropped unsettled, it frees its slot and counts nothing, unless it was held for the
 /// [`attempt_deadline`](Builder::attempt_deadline): then the call has failed.
 ///
 /// ```

@@ -4,7 +4,9 @@ use std::io;
 
 use crate::kind::{Classify, Kind, Verdict};
 
-/// Classifies by `io::ErrorKind`: what surely came before anything was sent, and what may have acted.
+/// The classifier for [`io::Error`], which goes by its `io::ErrorKind`.
+///
+/// It tells what surely came before anything was sent from what may have acted.
 ///
 /// | `io::ErrorKind` | kind |
 /// |---|---|

@@ -38,9 +38,9 @@ pub fn postgres(code: &str, severity: Severity, routine: Option<&str>, phase: Ph
     row(code, severity, routine).verdict(severity, phase)
 }
 
-/// What a pooler's message means with which it ends a session, if it says that the pooler is full.
+/// What a pooler means that ends a session because it is full.
 ///
-/// A pooler has no code of its own for it. The message is read only where `severity` is FATAL: then it was
+/// `None` for every other message. A pooler has no code of its own for being full, so the message is read. It is read only where `severity` is FATAL: then it was
 /// the pooler or the server that wrote it, while an ERROR may repeat what a user typed.
 ///
 /// ```

@@ -10,7 +10,9 @@ use crate::{
     kind::{Classify, Kind, Verdict},
 };
 
-/// Classifies the errors of calls on a plain `sqlx::Pool`: a statement that commits by itself was sent.
+/// The classifier for calls on a plain `sqlx::Pool`.
+///
+/// It takes each error as that of a statement that was sent and commits by itself.
 ///
 /// | error | kind |
 /// |---|---|
@@ -47,7 +49,7 @@ impl<T> Classify<T, sqlx::Error> for Sqlx {
     }
 }
 
-/// What an error of sqlx means that came in this phase.
+/// What an error of sqlx means when it comes in this phase.
 ///
 /// A driver whose feature (`postgres`, `mysql`, `sqlite`) is off is judged by its SQLSTATE alone, and if it
 /// gives none, as if the connection had been [`lost`].

@@ -1,4 +1,4 @@
-//! A deadline over everything below it, which every layer and every call in it can see.
+//! A deadline over everything below it, visible to every layer and call there.
 //!
 //! ```text
 //!  Deadline 10 s ├──────────────────────────────────────────────┤ at
@@ -34,10 +34,11 @@
 //! | `Shield`'s deadline | 10 s | the longest that most callers in front of it wait |
 //! | `Shield`'s attempt deadline | 3 s | leaves room for three attempts within the whole |
 //!
-//! A `Deadline` of your own has no default: its length is what it is made of.
+//! A `Deadline` of your own has no default: you give its length.
 //!
 //! # What it reports
 //! [`Event::Refused`](crate::Event::Refused) when it strikes: `DEBUG call refused name=deadline rejected=deadline exceeded while the call was under way`.
+//! A call that is refused while its service is still getting ready is returned as refused, but not reported as an event.
 //!
 //! # Its place in the stack
 //! Outermost, so that nothing outlives it: queueing, waiting for an open circuit, backoff and every attempt count against it. The deadline is *ambient*:
@@ -52,7 +53,7 @@
 //!
 //! # Limits
 //! It counts from the first time that the inner future has to wait, or that somebody asks for [`current`]: a future that is not polled does not age.
-//! A call that is finished wins over a deadline that has passed. What was sent goes on in the dependency unless that is told;
+//! A call that is finished wins over a deadline that has passed. What was sent goes on in the dependency, unless somebody tells it to stop;
 //! such a call ends as [`DeadlineExceeded`](crate::Rejected::DeadlineExceeded) with `sent: true`.
 
 mod service;
@@ -120,7 +121,7 @@ impl Deadline {
     }
 }
 
-/// The instant by which the code that runs now must be over, if a deadline surrounds it.
+/// The instant by which the running code must be over, if a deadline surrounds it.
 ///
 /// The first one who asks starts a deadline that nobody has waited for yet.
 ///

@@ -99,9 +99,9 @@ pub enum Fault {
     Fail(Kind),
     /// The service does its work; its answer is thrown away, and the call fails.
     FailAfter(Kind),
-    /// The call reaches the service, is dropped if it still runs `after` that time, and fails.
+    /// The call reaches the service, and fails halfway.
     ///
-    /// A call that is done by then is answered as it is. With `Duration::ZERO` it is polled once.
+    /// It is dropped if it still runs `after` that time. A call that is done by then is answered as it is. With `Duration::ZERO` it is polled once.
     Drop {
         /// How long the call may run.
         after: Duration,
@@ -338,13 +338,17 @@ impl<E> FaultsBuilder<E> {
         self
     }
 
-    /// After the script, `fault` happens to this part of the calls. Called again, it adds another.
+    /// The part of the calls after the script to which `fault` happens.
+    ///
+    /// Called again, it adds another.
     pub fn rate(mut self, rate: f64, fault: Fault) -> Self {
         self.rates.push((rate, fault));
         self
     }
 
-    /// Where the dice start: the same seed and the same order of calls give the same faults.
+    /// Where the dice start.
+    ///
+    /// The same seed and the same order of calls give the same faults.
     pub fn seed(mut self, seed: u64) -> Self {
         self.seed = seed;
         self

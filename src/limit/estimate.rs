@@ -1,4 +1,4 @@
-//! How long a call is likely to take at least, from how long the last ones took.
+//! How long a call will take at least, judged by the last ones.
 
 use std::time::{Duration, Instant};
 

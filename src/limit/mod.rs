@@ -1,4 +1,6 @@
-//! A limit on the calls in flight, with a bounded queue in front that sheds who can't be served in time.
+//! A limit on the calls in flight, with a bounded queue in front.
+//!
+//! The queue sheds whoever can't be served in time.
 //!
 //! ```text
 //!  call ──► a slot is free? ──yes──► runs ──► gives its slot to the first in line
@@ -38,13 +40,14 @@
 //! |---|---|---|
 //! | `in_flight` | to be given | only you know how many your dependency serves at a time |
 //! | `queue` | 50 × the limit, at most 1,000 | rides out a burst; at 10 ms a call the last in line waits half a second |
-//! | `max_wait` | 1 s | who has waited longer is served too late: callers who leave after 3 s were all served in the model of overload with 1 s, and hardly any with 2 s |
+//! | `max_wait` | 1 s | whoever has waited longer is served too late: in the [model of overload](https://github.com/steadfast-rs/steadfast/blob/main/docs/overload.md), callers who leave after 3 s are served with 1 s, and hardly any of them with 2 s |
 //!
 //! # What it reports
 //! [`Event::Refused`](crate::Event::Refused): `DEBUG call refused name=limiter rejected=overloaded: the queue is full`.
 //!
 //! # Its place in the stack
-//! Inside the breaker, so that nobody queues for a dependency that is down; outside the attempt deadline, which should not run while a call queues.
+//! Inside the breaker, so that nobody queues for a dependency that is down; outside the attempt deadline, so that time in the queue does not count
+//! against the attempt.
 //!
 //! # What a clone shares
 //! Everything: a [`ConcurrencyLimiter`] is a handle. All services of one layer, all layers of one handle, and all clones share the slots and the queue.
@@ -86,7 +89,9 @@ use crate::{
     time::{self, Timer},
 };
 
-/// A handle to a limit on the calls in flight; see the [module](self). Clones share the slots and the queue.
+/// A handle to a limit on the calls in flight; see the [module](self).
+///
+/// Clones share the slots and the queue.
 ///
 /// ```
 /// use steadfast::ConcurrencyLimiter;
@@ -104,7 +109,7 @@ pub struct ConcurrencyLimiter {
 }
 
 impl ConcurrencyLimiter {
-    /// At most `in_flight` calls at a time, with the queue of the [module](self)'s defaults.
+    /// A limiter for `in_flight` calls at a time, with the [module](self)'s default queue.
     ///
     /// # Errors
     /// Where `in_flight` is 0 or over a million.
@@ -112,7 +117,7 @@ impl ConcurrencyLimiter {
         Self::builder(in_flight).build()
     }
 
-    /// At most `in_flight` calls at a time.
+    /// The settings of a limiter for `in_flight` calls at a time.
     pub fn builder(in_flight: usize) -> Builder {
         Builder {
             in_flight,
@@ -127,6 +132,9 @@ impl ConcurrencyLimiter {
     /// # Errors
     /// [`Rejected::Overloaded`] where the queue would not do, [`Rejected::DeadlineExceeded`] where the deadline came first.
     ///
+    /// # Panics
+    /// The future, where it has to wait outside of a tokio runtime with time enabled.
+    ///
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue.
     pub async fn acquire(&self) -> Result<Permit, Rejected> {
@@ -138,7 +146,9 @@ impl ConcurrencyLimiter {
         Ok(Permit { _slot: slot })
     }
 
-    /// A slot, if one is free right now. It overtakes nobody: while somebody waits, none is free.
+    /// A slot, if one is free right now.
+    ///
+    /// It overtakes nobody: while somebody waits, none is free.
     pub fn try_acquire(&self) -> Option<Permit> {
         let slot = Shared::try_admit(self.shared.clone())?;
         Some(Permit { _slot: slot })
@@ -186,11 +196,11 @@ impl fmt::Debug for ConcurrencyLimiter {
 pub struct Stats {
     /// Calls that have a slot.
     pub in_flight: usize,
-    /// As many as may.
+    /// The limit.
     pub limit: usize,
     /// Calls that wait for a slot.
     pub waiting: usize,
-    /// As many as may.
+    /// The queue's length.
     pub queue: usize,
 }
 
@@ -222,14 +232,15 @@ impl Builder {
         self
     }
 
-    /// As many calls may wait; 0 refuses whoever finds no free slot.
+    /// The number of calls that may wait; 0 refuses whoever finds no free slot.
     pub fn queue(mut self, calls: usize) -> Self {
         self.queue = Some(calls);
         self
     }
 
-    /// The longest that a call may wait, besides its deadline. It should leave time for the call itself: who waits longer than its caller
-    /// has patience for is served for nothing.
+    /// The longest that a call may wait in the queue, besides its deadline.
+    ///
+    /// Together with the time of the call itself it should be less than your callers wait: what is done for a caller who has left is wasted.
     pub fn max_wait(mut self, time: Duration) -> Self {
         self.max_wait = Some(time);
         self

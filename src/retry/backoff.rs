@@ -28,7 +28,9 @@ enum Growth {
     Exponential,
 }
 
-/// How chance spreads a delay; always applied after the cap, so that late retries are not simultaneous.
+/// How chance spreads a delay.
+///
+/// Always applied after the cap, so that late retries are not simultaneous.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Jitter {
@@ -38,6 +40,8 @@ pub enum Jitter {
     /// Anything from half of the delay to all of it.
     Equal,
     /// Anything from the first delay to three times the one before, at most the cap.
+    ///
+    /// The one before includes the dependency's hint, if it gave one.
     Decorrelated,
     /// The delay itself: for tests, or where nobody else retries at the same time.
     None,

@@ -13,8 +13,8 @@ use crate::{
 
 /// How many retries a dependency can bear; a handle whose clones share one balance.
 ///
-/// Each success of the last three seconds pays for a tenth of a retry; besides, there is one retry a second,
-/// of which up to five can be saved. Share one budget among all retries of one dependency.
+/// Each success of the last three seconds pays for a tenth of a retry. Besides, one retry a second is free, and up to five of those
+/// can be saved. Share one budget among all retries of one dependency.
 ///
 /// ```
 /// use steadfast::retry::{Budget, Retry};
@@ -106,7 +106,9 @@ pub struct BudgetBuilder {
 }
 
 impl BudgetBuilder {
-    /// The share of a retry that one success pays for: at least a millionth, at most 1.
+    /// The share of a retry that one success pays for.
+    ///
+    /// At least a millionth, at most 1.
     pub fn ratio(mut self, ratio: f64) -> Self {
         self.rules.ratio = ratio;
         self
@@ -118,7 +120,9 @@ impl BudgetBuilder {
         self
     }
 
-    /// The floor: so many retries a second need no success, of which up to `burst` can be saved.
+    /// The number of retries a second that need no success.
+    ///
+    /// Up to `burst` of them can be saved.
     pub fn floor(mut self, per_second: f64, burst: u32) -> Self {
         self.rules.per_second = per_second;
         self.rules.burst = burst;

@@ -1,4 +1,4 @@
-//! Retries that know which failures may be repeated, and that a dependency can bear only so many.
+//! Retries of those failures that may be repeated, within what the dependency can bear.
 //!
 //! ```text
 //!  attempt 1 ── fails ──► its kind may be repeated? attempts left? would the next start before the deadline? budget?
@@ -31,18 +31,19 @@
 //! # Defaults
 //! | setting | value | why |
 //! |---|---|---|
-//! | `attempts` | 3 | what the third does not cure is not cured by more, and each costs the dependency |
+//! | `attempts` | 3 | what three attempts do not cure, more rarely do, and each one is load on the dependency |
 //! | `Conflict` | 8 attempts, 5 ms to 500 ms, off the budget | a rival is gone within milliseconds, and a loser always means that somebody won |
 //! | `backoff` | 50 ms doubling to 2 s, full jitter | a restart takes some 100 ms; full jitter spreads a crowd best |
 //! | `Saturated`, `Overloaded` | 250 ms doubling to 5 s | what is full needs time, not more calls |
 //! | `TimedOut` | not repeated | it would time out again |
 //! | `Ambiguous` | repeated only if `idempotent` | it may have acted |
-//! | `max_hint` | 30 s | the longest that a server's `Retry-After` is believed; the backoff comes on top, so that not everybody returns in the same moment |
-//! | budget | 10 % of the successes of 3 s, 1 per second, saved up to 5 | bounds the extra load at a tenth however many calls fail; what 10 s of successes save up delays the recovery from an overload by 11 to 15 %, 3 s by nothing that shows; the floor serves services with little traffic |
+//! | `max_hint` | 30 s | the longest that a dependency's hint is believed (`Verdict::retry_after`): a longer one is cut to this; the backoff comes on top, so that not everybody returns at the same moment |
+//! | budget | 10 % of the successes of 3 s, 1 per second, saved up to 5 | bounds the extra load at a tenth, however many calls fail; the floor is for services with little traffic; for the 3 s see the [model of overload](https://github.com/steadfast-rs/steadfast/blob/main/docs/overload.md) |
 //!
 //! # What it reports
 //! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay_ms=31`; and
 //! [`Event::GaveUp`]: `WARN gave up name=db attempts=3 kind=unavailable reason="attempts used up"`.
+//! A `Retry` that is given to a [`Shield`](crate::Shield) keeps its own name.
 //!
 //! # Its place in the stack
 //! Inside the deadline, which bounds all attempts; outside the breaker, which judges each one.
@@ -54,8 +55,9 @@
 //! Dropping the future ends the attempt under way, or the sleep before the next. What was withdrawn from the budget stays withdrawn.
 //!
 //! # Limits
-//! The request and the service are cloned for each attempt that may have to be followed by another one; the last possible one moves both.
-//! A refusal of ours is never repeated; where an earlier attempt was answered, that answer is returned in its place.
+//! - Request and service must be `Clone`. Both are cloned for each attempt that another one may have to follow; the last possible one takes them.
+//! - A refusal of ours is never repeated. Where an earlier attempt failed with an error, that error is returned in place of the refusal.
+//! - Only an error is kept of earlier attempts. An `Ok` that was classified as a failure is dropped before the pause, as it may hold a slot.
 
 mod backoff;
 mod balance;
@@ -115,7 +117,9 @@ impl Retry {
         }
     }
 
-    /// A tower layer that repeats by this plan; `classify` says what the results of the service mean.
+    /// A tower layer that repeats by this plan.
+    ///
+    /// `classify` says what the results of the service mean.
     pub fn layer<C>(&self, classify: C) -> RetryLayer<C> {
         RetryLayer::new(self.clone(), classify)
     }
@@ -215,7 +219,9 @@ impl Builder {
         self
     }
 
-    /// As many attempts in all, the first one included; 1 repeats nothing. [`Conflict`](Kind::Conflict) keeps its own number.
+    /// The number of attempts in all, the first one included.
+    ///
+    /// 1 repeats nothing. Otherwise [`Conflict`](Kind::Conflict) keeps its own number.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = attempts;
         self
@@ -227,7 +233,7 @@ impl Builder {
         self
     }
 
-    /// After a failure of `kind`: as many attempts in all, with these delays.
+    /// The number of attempts in all, and the delays, after failures of `kind`.
     pub fn on(mut self, kind: Kind, attempts: u32, backoff: Backoff) -> Self {
         if is_repeatable(kind) {
             self.plans[kind as usize] = Some(Some((attempts, backoff)));
@@ -237,7 +243,7 @@ impl Builder {
         self
     }
 
-    /// A failure of `kind` is not repeated.
+    /// The kind of failure that is not repeated; may be called for several.
     pub fn never(mut self, kind: Kind) -> Self {
         self.plans[kind as usize] = Some(None);
         self
@@ -249,20 +255,25 @@ impl Builder {
         self
     }
 
-    /// The longest that a server's hint of when to come back is believed.
+    /// The longest that a dependency's hint of when to come back is believed.
+    ///
+    /// A longer one is cut to this. The backoff comes on top.
     pub fn max_hint(mut self, most: Duration) -> Self {
         self.max_hint = most;
         self
     }
 
-    /// Shares `budget` with other retries of the same dependency; otherwise it has one of its own.
+    /// The budget to share with other retries of the same dependency.
+    ///
+    /// Without this the retry has one of its own.
     pub fn budget(mut self, budget: &Budget) -> Self {
         self.budget = Some(Some(budget.clone()));
         self
     }
 
-    /// Repeats without a budget. This multiplies the load on a dependency that is down by `attempts`: for tests, and for
-    /// callers so few that it does not matter.
+    /// Repeats without a budget.
+    ///
+    /// This multiplies the load on a dependency that is down by `attempts`. It is for tests, and for callers so few that it does not matter.
     pub fn without_budget(mut self) -> Self {
         self.budget = None;
         self

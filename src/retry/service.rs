@@ -44,7 +44,10 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
     }
 }
 
-/// The service that [`RetryLayer`] makes. Always ready; holds nothing between calls.
+/// The service that [`RetryLayer`] makes.
+///
+/// Always ready; holds nothing between calls. It is a service only where both the request and the inner service are `Clone`, as each may be
+/// needed for another attempt.
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C> {
     inner: S,

@@ -1,4 +1,6 @@
-//! The usual stack as one type: deadline, retry, breaker, limiter and attempt deadline around one call.
+//! The usual stack as one type.
+//!
+//! Deadline, retry, breaker, limiter and attempt deadline, around one call:
 //!
 //! ```text
 //!  shield.run(f)
@@ -34,12 +36,13 @@
 //! | setting | value | why |
 //! |---|---|---|
 //! | `deadline` | 10 s | the longest that most callers in front of it wait |
-//! | `attempt_deadline` | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole; a call that waited in the queue first still has its attempt's time, so that a hang counts as a failure |
+//! | `attempt_deadline` | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole; a call that waited in the queue first still has the whole of its attempt's time, so that a hang counts as a failure |
 //! | `retry`, `breaker` | as in [`retry`](crate::retry), [`breaker`](crate::breaker) | |
 //! | `limiter` | none | only you know how many calls your dependency serves at a time |
 //!
 //! # What it reports
-//! The events of its parts, under its name unless they have their own; and its own deadline's [`Event::Refused`](crate::Event::Refused):
+//! The events of its parts, and those of its own deadline. A breaker and a retry that it makes itself report under its name; those that are given to
+//! it keep their own. The deadline's is [`Event::Refused`](crate::Event::Refused):
 //! `DEBUG call refused name=orders rejected=deadline exceeded while the call was under way`.
 //!
 //! # Its place in the stack
@@ -53,8 +56,10 @@
 //! for its attempt deadline counts as a failure; one that was dropped earlier counts for nothing.
 //!
 //! # Limits
-//! The deadline counts from the first time that a call has to wait. What was sent goes on in the dependency unless that is told.
-//! As a layer it clones the service and the request for a possible next attempt.
+//! - The deadline counts from the first time that a call has to wait.
+//! - What was sent goes on in the dependency, unless somebody tells it to stop.
+//! - Only an error is kept of earlier attempts. An `Ok` that was classified as a failure is dropped before the pause, as it may hold a slot.
+//! - As a layer it clones the service and the request for a possible next attempt: both must be `Clone`.
 
 mod run;
 mod service;
@@ -84,6 +89,8 @@ pub struct Shield<C> {
 
 impl<C> Shield<C> {
     /// A shield with the defaults of the [module](self); `classify` says what the results mean.
+    ///
+    /// A closure goes through [`by_error`](crate::by_error): `Shield::builder(by_error(|error: &io::Error| ..))`.
     pub fn builder(classify: C) -> Builder<C> {
         Builder {
             classify,
@@ -104,7 +111,7 @@ impl<C> Shield<C> {
     /// The last attempt's own error; or a refusal of ours, as `E` from [`Rejected`](crate::Rejected).
     ///
     /// # Panics
-    /// The future, outside of a tokio runtime with time enabled; and where `call` panics, which counts as a failure.
+    /// The future, where it has to wait outside of a tokio runtime with time enabled; and where `call` panics, which counts as a failure.
     ///
     /// # Cancel safety
     /// See the [module](self).
@@ -118,7 +125,9 @@ impl<C> Shield<C> {
         Run::new(&self.policy, &self.classify, call)
     }
 
-    /// [`run`](Self::run) for errors that can't carry a refusal of ours: returns [`Error<E>`](crate::Error).
+    /// [`run`](Self::run) for errors that can't carry a refusal of ours.
+    ///
+    /// It returns [`Error<E>`](crate::Error).
     ///
     /// ```
     /// use std::fmt;
@@ -132,6 +141,9 @@ impl<C> Shield<C> {
     /// ```
     ///
     /// # Errors
+    /// As [`run`](Self::run).
+    ///
+    /// # Panics
     /// As [`run`](Self::run).
     pub fn run_wrapped<T, E, F, Fut>(
         &self,
@@ -221,7 +233,9 @@ impl<C> Builder<C> {
         self
     }
 
-    /// How long a call may take in all: queueing, every attempt, and the time between them.
+    /// How long a call may take in all.
+    ///
+    /// Queueing, every attempt, and the time between them count.
     pub fn deadline(mut self, time: Duration) -> Self {
         self.deadline = time;
         self
@@ -233,7 +247,7 @@ impl<C> Builder<C> {
         self
     }
 
-    /// Which failures are repeated.
+    /// Which failures are repeated; it keeps its own name and observer.
     pub fn retry(mut self, retry: Retry) -> Self {
         self.retry = Part::Given(retry);
         self
@@ -263,8 +277,9 @@ impl<C> Builder<C> {
         self
     }
 
-    /// Who hears of the events of its deadline, and of the breaker and retry that it makes itself, in place of
-    /// [`Tracing`](crate::event::Tracing).
+    /// Who hears of its events, in place of [`Tracing`](crate::event::Tracing).
+    ///
+    /// They are those of its deadline, and of the breaker and retry that it makes itself.
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.reporter.observe(observer);
         self

@@ -31,7 +31,10 @@ impl<S, C: Clone> Layer<S> for Shield<C> {
     }
 }
 
-/// The service that a [`Shield`] makes as a layer. Always ready; holds nothing between calls.
+/// The service that a [`Shield`] makes as a layer.
+///
+/// Always ready; holds nothing between calls. It is a service only where both the request and the inner service are `Clone`, as each may be
+/// needed for another attempt.
 ///
 /// ```
 /// use std::io;
