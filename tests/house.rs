@@ -1,4 +1,6 @@
-//! Who may use whom, read from the sources: leaves, then pure cores, then plumbing, then services.
+//! Who may use whom, and how documentation begins, read from the sources.
+//!
+//! Leaves, then pure cores, then plumbing, then services.
 
 use std::{
     fs, iter,
@@ -104,6 +106,68 @@ fn one_file_reads_the_clock() {
         }
     }
     assert_none(&violations);
+}
+
+#[test]
+fn documentation_begins_with_at_most_fifteen_words() {
+    let (mut pages, mut violations) = (0, Vec::new());
+    for (path, text) in texts() {
+        for page in pages_of(&text) {
+            pages += 1;
+            let words = words_of(&page.first).len();
+            if words > 15 {
+                violations.push(format!("src/{path}:{}: {words} words", page.line));
+            }
+        }
+    }
+    assert!(pages > 200, "only {pages} pages were found");
+    assert_none(&violations);
+}
+
+#[test]
+fn the_words_of_a_page_are_those_of_its_first_sentence() {
+    let text = r##"
+//! A module of
+//! `a.b()`: the rest.
+#![cfg_attr(x, doc = "..")]
+//! No page of its own.
+
+/// One two.
+///
+/// Three.
+#[derive(Clone)]
+#[rustfmt::skip]
+pub struct A {
+    /// Private, so nobody sees how long it is.
+    a: u32,
+    /// Four five
+    /// six; seven.
+    pub b: u32,
+}
+/// Of the crate.
+pub(crate) fn c() {}
+pub enum D {
+    /// Eight.
+    E,
+}
+pub trait F {
+    /// Nine ten.
+    fn g(&self);
+}
+"##;
+    let pages = pages_of(text);
+    let found: Vec<_> = pages
+        .iter()
+        .map(|page| (page.line, words_of(&page.first).join(" ")))
+        .collect();
+    let expected = [
+        (2, "A module of `a.b()`"),
+        (7, "One two"),
+        (15, "Four five six"),
+        (22, "Eight"),
+        (26, "Nine ten"),
+    ];
+    assert_eq!(found, expected.map(|(line, words)| (line, words.into())));
 }
 
 #[test]
@@ -238,6 +302,73 @@ impl Source {
     }
 }
 
+/// The first paragraph of what is written about a module or a `pub` item, and the line where it begins.
+struct Page {
+    line: usize,
+    first: String,
+}
+
+/// The pages of a file: of its modules, its `pub` items, and what those name without `pub` (variants, methods of traits).
+fn pages_of(text: &str) -> Vec<Page> {
+    let lines: Vec<&str> = text.lines().collect();
+    let mut pages = Vec::new();
+    // How far the `pub enum` or `pub trait` is indented that is open.
+    let mut names: Option<usize> = None;
+    let mut at = 0;
+    while at < lines.len() {
+        let line = lines[at].trim_start();
+        let indent = lines[at].len() - line.len();
+        let Some(mark) = ["//!", "///"]
+            .into_iter()
+            .find(|mark| line.starts_with(mark))
+        else {
+            if line.starts_with("pub enum ") || line.starts_with("pub trait ") {
+                names = Some(indent);
+            } else if line.starts_with('}') && names == Some(indent) {
+                names = None;
+            }
+            at += 1;
+            continue;
+        };
+        let begin = at;
+        let block = lines[at..]
+            .iter()
+            .map_while(|line| line.trim_start().strip_prefix(mark));
+        let block: Vec<&str> = block.map(str::trim).collect();
+        at += block.len();
+        let item = lines[at..].iter().map(|line| line.trim_start());
+        let item = item
+            .clone()
+            .find(|line| !line.starts_with("#["))
+            .unwrap_or_default();
+        // What goes on behind an attribute is no beginning.
+        let begins = begin == 0 || !lines[begin - 1].ends_with(']');
+        let named = names.is_some_and(|outer| indent == outer + 4);
+        if begins && (mark == "//!" || item.starts_with("pub ") || named) {
+            let first = block.into_iter().take_while(|line| !line.is_empty());
+            let first = first.collect::<Vec<_>>().join(" ");
+            pages.push(Page {
+                line: begin + 1,
+                first,
+            });
+        }
+    }
+    pages
+}
+
+/// The words up to the first full stop, colon or semicolon.
+fn words_of(paragraph: &str) -> Vec<&str> {
+    let mut words = Vec::new();
+    for word in paragraph.split_whitespace() {
+        let bare = word.trim_end_matches(['.', ':', ';']);
+        words.push(bare);
+        if bare != word {
+            break;
+        }
+    }
+    words
+}
+
 fn assert_none(violations: &[String]) {
     assert!(
         violations.is_empty(),
@@ -246,9 +377,22 @@ fn assert_none(violations: &[String]) {
     );
 }
 
+/// All files but those that are test modules, with their text.
+fn texts() -> Vec<(String, String)> {
+    let root = root();
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    files.sort();
+    let texts = files.iter().filter_map(|file| {
+        let path = read(&root, file)?.path;
+        Some((path, fs::read_to_string(file).expect("a readable source")))
+    });
+    texts.collect()
+}
+
 /// All of them; no test may pass because it found none.
 fn sources() -> Vec<Source> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let root = root();
     let mut files = Vec::new();
     collect(&root, &mut files);
     files.sort();
@@ -261,6 +405,10 @@ fn sources() -> Vec<Source> {
         assert!(found, "src/{leaf}.rs is gone");
     }
     sources
+}
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("src")
 }
 
 fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
