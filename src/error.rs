@@ -248,8 +248,8 @@ impl<E> Refusal for Error<E> {
 
 /// What `result` means to the parts of a stack.
 ///
-/// A refusal of ours is recognised before `classify` is asked. A call that was sent and then ran out of time may have acted: [`Ambiguous`](Kind::Ambiguous). Every other refusal says nothing about the
-/// dependency: [`Ignored`](Kind::Ignored). Ask this rather than the classifier when you want to know what became of a call.
+/// A refusal of ours is recognised before `classify` is asked. A call that was sent and then ran out of time may have acted:
+/// [`Ambiguous`](Kind::Ambiguous). Every other refusal says nothing about the dependency: [`Ignored`](Kind::Ignored). Ask this rather than the classifier when you want to know what became of a call.
 ///
 /// ```
 /// use std::io;

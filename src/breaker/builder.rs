@@ -96,7 +96,8 @@ impl Builder {
 
     /// How long the circuit stays open the first time.
     ///
-    /// Chance shortens it by up to a fifth, so that not all instances probe at the same moment. It doubles with each failed round of probes, up to [`max_open_for`](Self::max_open_for).
+    /// Chance shortens it by up to a fifth, so that not all instances probe at the same moment. It doubles with each failed round of probes,
+    /// up to [`max_open_for`](Self::max_open_for).
     pub fn open_for(mut self, time: Duration) -> Self {
         self.rules.open_for = time;
         self

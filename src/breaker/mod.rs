@@ -62,11 +62,11 @@
 //! [`attempt_deadline`](Builder::attempt_deadline): then it is a failure, whoever cut it off.
 //!
 //! # Limits
-//! - It ends no call. Layers used alone need an [`attempt_deadline`](Builder::attempt_deadline) here, and a [`Deadline`](crate::Deadline) of the same
-//!   length inside, for a hang to count. A [`Shield`](crate::Shield) has both.
-//! - The deadlines of callers must be longer than the attempt deadline. A hang that a caller cuts off earlier says nothing, so with impatient callers
-//!   only, hangs never count.
-//! - A service that does not become ready within the attempt deadline has failed.
+//! - It ends no call. Where the layers are used alone, set an [`attempt_deadline`](Builder::attempt_deadline), or a hang counts only if a
+//!   [`Deadline`](crate::Deadline) inside the breaker ends it in time; best set both, to the same time. A [`Shield`](crate::Shield) has both.
+//! - The deadlines of callers must be longer than the attempt deadline. A hang that a caller cuts off earlier says nothing, so that with impatient
+//!   callers only, hangs never count.
+//! - A call whose service does not become ready within the attempt deadline has failed.
 //! - It trips when a failure (or slow call) is recorded, never on a success.
 //! - Results are dated to a tenth of the window. Successes of a thread that made many at once and then few may be dated further back, and so be
 //!   forgotten early: at most 63 for each thread.

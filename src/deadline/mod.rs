@@ -32,7 +32,7 @@
 //! | setting | value | why |
 //! |---|---|---|
 //! | `Shield`'s deadline | 10 s | the longest that most callers in front of it wait |
-//! | `Shield`'s attempt deadline | 3 s | leaves room for three attempts within the whole |
+//! | `Shield`'s attempt deadline | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole |
 //!
 //! A `Deadline` of your own has no default: you give its length.
 //!
@@ -42,7 +42,7 @@
 //!
 //! # Its place in the stack
 //! Outermost, so that nothing outlives it: queueing, waiting for an open circuit, backoff and every attempt count against it. The deadline is *ambient*:
-//! it surrounds each poll, call and drop of what is inside, where [`current`] sees it, and it can only get shorter. A spawned task does not inherit it;
+//! it surrounds every poll, call and drop of what is inside, where [`current`] sees it. Further in it can only get shorter. A spawned task does not inherit it;
 //! [`scope`] carries it there.
 //!
 //! # What a clone shares

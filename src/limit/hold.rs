@@ -16,7 +16,8 @@ use crate::{gated::Leave, time};
 
 /// Keeps the slot of the call that asked for it.
 ///
-/// The slot is free when the call *and* all its holds are gone. For work that goes on after the call's future has ended: the body of a response, a statement that the server still runs.
+/// The slot is free when the call *and* all its holds are gone. It is for work that goes on after the call's future has ended: the body of a
+/// response, a statement that the server still runs.
 ///
 /// ```
 /// use steadfast::{ConcurrencyLimiter, limit};

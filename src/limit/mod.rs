@@ -40,7 +40,7 @@
 //! |---|---|---|
 //! | `in_flight` | to be given | only you know how many your dependency serves at a time |
 //! | `queue` | 50 × the limit, at most 1,000 | rides out a burst; at 10 ms a call the last in line waits half a second |
-//! | `max_wait` | 1 s | whoever has waited longer is served too late: in the [model of overload](https://github.com/steadfast-rs/steadfast/blob/main/docs/overload.md), callers who leave after 3 s are served with 1 s, and hardly any of them with 2 s |
+//! | `max_wait` | 1 s | whoever has waited longer is served too late: in the [model of overload](https://github.com/steadfast-rs/steadfast/blob/main/docs/overload.md), where callers leave after 3 s, a database that slows down under load survives a spike with 1 s, and not with 2 s |
 //!
 //! # What it reports
 //! [`Event::Refused`](crate::Event::Refused): `DEBUG call refused name=limiter rejected=overloaded: the queue is full`.
@@ -53,7 +53,7 @@
 //! Everything: a [`ConcurrencyLimiter`] is a handle. All services of one layer, all layers of one handle, and all clones share the slots and the queue.
 //!
 //! # Cancel safety
-//! Dropping a call's future drops the inner call and then frees its slot, or its place in the queue. A slot that it was given in the same
+//! Dropping a call's future drops the inner call and then frees its slot, or gives up its place in the queue. A slot that it was given at the same
 //! moment goes to the next in line.
 //!
 //! # Limits

@@ -25,8 +25,8 @@
 //! ```
 //!
 //! # When to use it, and when not
-//! Around single calls of a dependency that fails now and then. Not around a call that retries by itself (three attempts of three are nine), not around a statement
-//! inside a transaction (repeat the whole of it), and not with [`idempotent`](Builder::idempotent) where a repeat would do the work twice.
+//! Around single calls of a dependency that fails now and then. Not around a call that retries by itself (three times three attempts are nine), not around
+//! a statement inside a transaction (repeat the whole transaction), and not with [`idempotent`](Builder::idempotent) where a repeat would do the work twice.
 //!
 //! # Defaults
 //! | setting | value | why |
@@ -43,6 +43,7 @@
 //! # What it reports
 //! [`Event::Retry`]: `DEBUG attempt failed, will be repeated name=db attempt=1 kind=unavailable delay_ms=31`; and
 //! [`Event::GaveUp`]: `WARN gave up name=db attempts=3 kind=unavailable reason="attempts used up"`.
+//!
 //! A `Retry` that is given to a [`Shield`](crate::Shield) keeps its own name.
 //!
 //! # Its place in the stack
@@ -56,7 +57,7 @@
 //!
 //! # Limits
 //! - Request and service must be `Clone`. Both are cloned for each attempt that another one may have to follow; the last possible one takes them.
-//! - A refusal of ours is never repeated. Where an earlier attempt failed with an error, that error is returned in place of the refusal.
+//! - A call that we refused before it was sent is not repeated. Where an earlier attempt failed with an error, that error is returned in place of the refusal.
 //! - Only an error is kept of earlier attempts. An `Ok` that was classified as a failure is dropped before the pause, as it may hold a slot.
 
 mod backoff;

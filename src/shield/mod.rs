@@ -36,7 +36,7 @@
 //! | setting | value | why |
 //! |---|---|---|
 //! | `deadline` | 10 s | the longest that most callers in front of it wait |
-//! | `attempt_deadline` | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole; a call that waited in the queue first still has the whole of its attempt's time, so that a hang counts as a failure |
+//! | `attempt_deadline` | 3 s, or a third of the deadline where that is shorter | leaves room for three attempts within the whole, and for a whole one after a wait in the queue, so that a hang counts as a failure |
 //! | `retry`, `breaker` | as in [`retry`](crate::retry), [`breaker`](crate::breaker) | |
 //! | `limiter` | none | only you know how many calls your dependency serves at a time |
 //!
