@@ -200,6 +200,8 @@ impl Supervisor {
         // In a process group of its own, so that a Ctrl-C at the terminal does not end it before its server.
         command.process_group(0).current_dir(home);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        // Where a shell says how its child ended.
+        command.stderr(Stdio::null());
         let mut shell = command.spawn().expect("sh starts");
         let mut line = String::new();
         let output = shell.stdout.take().expect("it is piped");
@@ -412,8 +414,9 @@ fn sweep() {
     }
 }
 
-fn alive(pid: u32) -> bool {
-    Path::new("/proc").join(pid.to_string()).exists() || !command_of(pid).is_empty()
+/// Whether there is such a process, other than one that is over and only waits for its parent to notice.
+pub fn alive(pid: u32) -> bool {
+    !command_of(pid).is_empty()
 }
 
 fn command_of(pid: u32) -> String {
