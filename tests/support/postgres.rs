@@ -89,6 +89,11 @@ impl Postgres {
         self.server.port
     }
 
+    /// Of the postmaster.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+
     /// The folder with its files.
     pub fn data(&self) -> PathBuf {
         self.server.home.join("data")
