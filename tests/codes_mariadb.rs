@@ -361,10 +361,14 @@ async fn a_killed_connection_is_lost() {
     let Some(database) = Database::of_its_own().await else {
         return;
     };
-    for (begin, phase) in [("DO 0", Phase::Statement), ("BEGIN", Phase::Transaction)] {
+    for (begin, phase, kind) in [
+        ("DO 0", Phase::Statement, Kind::Ambiguous),
+        ("BEGIN", Phase::Transaction, Kind::Unavailable),
+    ] {
         let (_, error) = database.interrupt(begin, "KILL").await;
         assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
-        assert_eq!(classify::database(&error, phase), classify::lost(phase));
+        let verdict = classify::database(&error, phase);
+        assert_eq!((verdict.kind, verdict.fate), (kind, Fate::Discard));
         assert_eq!(database.rows_of("part").await, 0);
     }
 }
@@ -379,9 +383,10 @@ async fn a_server_that_is_killed_or_shut_down_hangs_up() {
         execute(&mut ours, "BEGIN").await.unwrap();
         end(&mut server);
         let error = execute(&mut ours, "SELECT 1").await.unwrap_err();
+        let verdict = classify::database(&error, Phase::Transaction);
         assert_eq!(
-            classify::database(&error, Phase::Transaction),
-            classify::lost(Phase::Transaction)
+            (verdict.kind, verdict.fate),
+            (Kind::Unavailable, Fate::Discard)
         );
         let error = MySqlConnection::connect_with(&server.options())
             .await
