@@ -171,7 +171,6 @@ pub use retry::Retry;
 pub use shield::Shield;
 
 /// The README's code is compiled as a test.
-#[cfg(doctest)]
-#[cfg(feature = "tower")]
+#[cfg(all(doctest, feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
