@@ -74,18 +74,8 @@ impl Shared {
         breaker: B,
         attempt_deadline: Option<Duration>,
     ) -> Result<Pass<B>, Refused> {
-        let attempt_deadline = attempt_deadline.or(breaker.attempt_deadline);
-        let ticket = match breaker.gate.pass() {
-            Some(ticket) => ticket,
-            None => breaker.admit_slowly(attempt_deadline)?,
-        };
-        Ok(Pass {
-            breaker,
-            ticket,
-            attempt_deadline,
-            started: None,
-            over: false,
-        })
+        let ticket = breaker.ticket(attempt_deadline)?;
+        Ok(Pass::new(breaker, ticket, attempt_deadline))
     }
 
     /// Admits a call, gives it a place in line, or refuses it.
@@ -94,8 +84,8 @@ impl Shared {
     where
         B: Deref<Target = Self> + Clone,
     {
-        match Self::admit(breaker.clone(), attempt_deadline) {
-            Ok(pass) => Answer::Granted(pass),
+        match breaker.ticket(attempt_deadline) {
+            Ok(ticket) => Answer::Granted(Pass::new(breaker, ticket, attempt_deadline)),
             Err(refused) => Self::stand_in_line(breaker, attempt_deadline, refused),
         }
     }
@@ -135,9 +125,18 @@ impl Shared {
         self.reporter.refused(Rejected::CircuitOpen { retry_after })
     }
 
+    #[inline]
+    fn ticket(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
+        match self.gate.pass() {
+            Some(ticket) => Ok(ticket),
+            None => self.ticket_slowly(attempt_deadline),
+        }
+    }
+
     #[cold]
-    fn admit_slowly(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
+    fn ticket_slowly(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
         let now = time::now();
+        let attempt_deadline = attempt_deadline.or(self.attempt_deadline);
         let slot_life = attempt_deadline.map_or(SLOT_LIFE, |time| 2 * time);
         let admitted = self.change(now, |circuit| {
             circuit.admit(slot_life, fastrand::u64(..), now)
@@ -244,6 +243,18 @@ pub(crate) struct Pass<B: Deref<Target = Shared>> {
 }
 
 impl<B: Deref<Target = Shared>> Pass<B> {
+    #[inline]
+    fn new(breaker: B, ticket: Ticket, attempt_deadline: Option<Duration>) -> Self {
+        let attempt_deadline = attempt_deadline.or(breaker.attempt_deadline);
+        Self {
+            breaker,
+            ticket,
+            attempt_deadline,
+            started: None,
+            over: false,
+        }
+    }
+
     /// The call has to wait: it is timed from `now` on, if anything depends on it.
     #[inline]
     pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Instant) {

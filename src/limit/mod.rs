@@ -323,9 +323,10 @@ impl Shared {
     where
         B: Deref<Target = Self> + Clone,
     {
-        match Self::try_admit(limiter.clone()) {
-            Some(slot) => Answer::Granted(slot),
-            None => Self::stand_in_line(limiter),
+        if limiter.gate.try_pass() {
+            Answer::Granted(Slot::new(limiter, None))
+        } else {
+            Self::stand_in_line(limiter)
         }
     }
 
