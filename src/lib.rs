@@ -119,6 +119,8 @@ mod testing;
 mod ambient;
 #[cfg(feature = "tower")]
 pub mod breaker;
+#[cfg(feature = "sqlx")]
+pub mod db;
 #[cfg(feature = "tower")]
 pub mod deadline;
 #[cfg(feature = "test-util")]
