@@ -108,6 +108,7 @@ pub mod classify;
 pub mod error;
 pub mod event;
 mod fifo;
+mod held;
 mod kind;
 mod ring;
 mod shard;
@@ -145,6 +146,13 @@ mod breaker {
     mod circuit;
     mod gate;
     mod window;
+}
+#[cfg(not(feature = "tower"))]
+mod db {
+    mod lease;
+    mod meter;
+    mod stats;
+    mod usage;
 }
 #[cfg(not(feature = "tower"))]
 mod limit {

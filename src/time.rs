@@ -12,6 +12,8 @@ use std::{
     task::{Context, Poll, Waker},
     time::Instant,
 };
+#[cfg(feature = "sqlx")]
+use std::{future::poll_fn, time::Duration};
 
 use tokio::{
     runtime::{Handle, Id},
@@ -69,6 +71,37 @@ impl Drop for Timer {
             put(made);
         }
     }
+}
+
+/// What `future` returns, if it does so within `limit`; else it is dropped.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn within<F: Future>(limit: Duration, future: F) -> Option<F::Output> {
+    until(now() + limit, future).await
+}
+
+/// What `future` returns, if it does so by `at`; else it is dropped.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn until<F: Future>(at: Instant, future: F) -> Option<F::Output> {
+    let mut future = pin!(future);
+    let mut timer = Timer::new();
+    poll_fn(|cx| match future.as_mut().poll(cx) {
+        Poll::Ready(output) => Poll::Ready(Some(output)),
+        Poll::Pending => timer.poll(at, cx).map(|()| None),
+    })
+    .await
+}
+
+/// Waits so long.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn sleep(time: Duration) {
+    sleep_until(now() + time).await;
+}
+
+/// Waits until then.
+#[cfg(feature = "sqlx")]
+pub(crate) async fn sleep_until(at: Instant) {
+    let mut timer = Timer::new();
+    poll_fn(|cx| timer.poll(at, cx)).await;
 }
 
 /// The idle timers of one thread, all made on the runtime `made_on`.

@@ -6,7 +6,7 @@ use sqlx::error::DatabaseError;
 
 use crate::{
     classify::{DbVerdict, Phase, Severity, lost, postgres},
-    error::{Refusal, Rejected},
+    error::{ConfigError, Refusal, Rejected},
     kind::{Classify, Kind, Verdict},
 };
 
@@ -144,6 +144,13 @@ impl From<Rejected> for sqlx::Error {
     /// As [`Io`](sqlx::Error::Io), with the kind that `io::Error::from(Rejected)` gives it.
     fn from(rejected: Rejected) -> Self {
         Self::Io(rejected.into())
+    }
+}
+
+impl From<ConfigError> for sqlx::Error {
+    /// As [`Configuration`](sqlx::Error::Configuration).
+    fn from(error: ConfigError) -> Self {
+        Self::Configuration(Box::new(error))
     }
 }
 

@@ -3,9 +3,11 @@ use std::{env, fmt, time::Duration};
 use sqlx::pool::PoolOptions;
 
 use super::{
-    PoolerMode, Preset,
+    Builder, Db, PoolerMode, Preset,
+    driver::Driver,
+    pooler,
     preset::{LEAST, LEAST_AGE, MOST},
-    timeouts::{ConnectOptions, Driver, Plan},
+    timeouts::{ConnectOptions, Plan},
 };
 use crate::{
     error::{ConfigError, LONGEST},
@@ -149,6 +151,60 @@ impl Config {
     pub fn echo_pool(mut self, echoes: bool) -> Self {
         self.echo_pool = echoes;
         self
+    }
+
+    /// Connects once to see that it works, and finds out what stands in between.
+    ///
+    /// ```
+    /// # #[cfg(feature = "sqlite")] {
+    /// use steadfast::db::{Config, SqliteDb};
+    ///
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), sqlx::Error> {
+    /// let db: SqliteDb = Config::new("sqlite::memory:").connect().await?;
+    /// # Ok(()) }
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    /// `Configuration` if a setting is out of range; else why connecting failed.
+    pub async fn connect<DB: Driver>(&self) -> Result<Db<DB>, sqlx::Error> {
+        let db = self.connect_lazy()?;
+        match db.acquire().await {
+            Ok(_) => Ok(db),
+            Err(error) if self.pooler.is_none() && pooler::is_refusal(&error) => {
+                let why = "it refused a session's own settings, as poolers do";
+                let told = self.clone().pooler(PoolerMode::TransactionPlain);
+                tracing::info!(mode = ?PoolerMode::TransactionPlain, why, "pooler found");
+                let db = told.connect_lazy()?;
+                db.acquire().await?;
+                Ok(db)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Connects when the first call needs it.
+    ///
+    /// # Errors
+    /// If the URL is not one of this database, or a setting is out of range.
+    pub fn connect_lazy<DB: Driver>(&self) -> Result<Db<DB>, ConfigError> {
+        self.builder()?.build()
+    }
+
+    /// The settings of a `Db` that is made by this, for what else it can be told.
+    ///
+    /// # Errors
+    /// As [`connect_lazy`](Self::connect_lazy).
+    pub fn builder<DB: Driver>(&self) -> Result<Builder<DB>, ConfigError> {
+        let plan = self.plan::<DB>()?;
+        if plan.mode != PoolerMode::Direct {
+            tracing::info!(mode = ?plan.mode, why = plan.why, "behind a pooler");
+        }
+        let builder = Builder::planned(plan);
+        Ok(match &self.name {
+            Some(name) => builder.name(name.clone()),
+            None => builder,
+        })
     }
 
     /// How sqlx would make one connection.

@@ -1,9 +1,852 @@
-//! Databases.
-#![allow(dead_code, reason = "read by the handle that stands on it")]
+//! Databases: sqlx pools that survive.
+//!
+//! A [`Db`] stands wherever an `&Pool` stood.
+//!
+//! ```text
+//!   query.fetch_one(&db)              db.transaction(|mut tx| async move { .. })
+//!     │ deadline, retry, breaker        the whole of it is one attempt
+//!     │   limiter: as many slots as the pool has connections, and a bounded queue
+//!     │     a connection that is alive ── or why there is none
+//!     │       your statement ── its error judged by what had been sent
+//!     ◄─ sqlx::Error, as ever
+//! ```
+//!
+//! ```
+//! # #[cfg(feature = "sqlite")] {
+//! use sqlx::sqlite::SqlitePoolOptions;
+//! use steadfast::db::SqliteDb;
+//!
+//! # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), sqlx::Error> {
+//! let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+//! let db = SqliteDb::new(pool);
+//!
+//! sqlx::query("CREATE TABLE account (id INTEGER PRIMARY KEY, balance INTEGER NOT NULL)").execute(&db).await?;
+//! let moved = db
+//!     .transaction(|mut tx| async move {
+//!         sqlx::query("INSERT INTO account (balance) VALUES (?)").bind(70).execute(&mut tx).await?;
+//!         sqlx::query_scalar::<_, i64>("SELECT sum(balance) FROM account").fetch_one(&mut tx).await
+//!     })
+//!     .await?;
+//! assert_eq!(moved, 70);
+//! # Ok(()) }
+//! # }
+//! ```
+//!
+//! # What is repeated
+//! | you write | repeated after |
+//! |---|---|
+//! | `query.fetch_one(&db)` | what surely did not happen: no connection, a rival won, the server refused or shut down first |
+//! | `query.fetch_one(db.idempotent())` | that, and what may have happened: the connection was lost, the attempt's time was over |
+//! | `query.fetch_one(db.once())` | nothing |
+//! | [`db.transaction`](Db::transaction) | the whole of it: a rival won, or the connection was lost before COMMIT was sent |
+//! | [`db.transaction_once`](Db::transaction_once) | nothing; a COMMIT whose reply was lost is looked up all the same |
+//!
+//! No SQL is read to guess. A text with several statements ([`sqlx::raw_sql`]) is repeated only if no connection was had. Rows of `fetch` are repeated
+//! until the first one was delivered.
+//!
+//! # When to use it, and when not
+//! One for each database, made when the program starts, cloned wherever it is needed. `COPY`, `LISTEN` and advisory locks of a session want a connection
+//! of their own: [`Db::acquire`], or the [`pool`](Db::pool) itself.
+//!
+//! # Defaults
+//! Those of [`Preset::web`]; its page says why. [`Db::new`] takes a pool as it is: what belongs to the connections (the server's own time limits) it
+//! can't set, a [`Config`] can.
+//!
+//! # What it reports
+//! The events of its breaker, retries and limiter under its own name, and [`Leak`](crate::Event::Leak), [`LeakReturned`](crate::Event::LeakReturned),
+//! [`IdleInTransaction`](crate::Event::IdleInTransaction):
+//! `WARN connection not given back name=db report=held for 31.2s, taken at src/orders.rs:12 ..`. Besides [`Db::stats`], [`Db::health`], [`Db::leases`].
+//!
+//! # Its place in the stack
+//! Innermost: it is what a service calls. An outer [deadline](crate::deadline) reaches into it, and from there to the server.
+//!
+//! # What a clone shares
+//! Everything. So do the views that [`Db::idempotent`], [`Db::once`] and [`Db::operation`] return.
+//!
+//! # Cancel safety
+//! Any future may be dropped at any time. What the server still runs for it is stopped there, an open transaction is rolled back, and the slot is free when
+//! the server is done. What was dropped may have been done.
+//!
+//! # Limits
+//! - A statement that commits inside (`CALL`, `DO`) can't be told from one that does not: use [`Db::once`].
+//! - `BEGIN` through `&db` opens a transaction that nobody ends. Use [`Db::begin`].
+//! - The pool may be used beside it. Its calls then compete for the connections that are left, without a queue.
+//! - Connections that were used in the last half second are kept at hand, so the pool counts them as in use.
 
+mod book;
+mod checkout;
 mod config;
+mod driver;
+mod executor;
+mod generate;
+mod guard;
+mod lease;
+mod meter;
+#[cfg(feature = "mysql")]
+mod mysql;
 mod pooler;
+#[cfg(feature = "postgres")]
+mod postgres;
 mod preset;
+mod reaper;
+mod replay;
+mod session;
+#[cfg(feature = "sqlite")]
+mod sqlite;
+mod stats;
 mod timeouts;
+mod transaction;
+mod usage;
+mod verdict;
 
-pub use self::{config::Config, pooler::PoolerMode, preset::Preset, timeouts::Driver};
+use std::{
+    fmt,
+    panic::Location,
+    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    time::Duration,
+};
+
+use sqlx::Pool;
+
+use self::{
+    book::Book,
+    checkout::{Admin, Inner, Settings, Shields},
+    driver::Flags,
+    lease::{Patience, Taken},
+    session::AtHand,
+    timeouts::Plan,
+    transaction::transact,
+    verdict::{Failed, Guarded, Judged, Told, run},
+};
+pub use self::{
+    checkout::PoolFull,
+    config::Config,
+    driver::Driver,
+    guard::Lease,
+    pooler::PoolerMode,
+    preset::Preset,
+    stats::{Health, Level, Reason, Stats},
+    transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
+};
+pub use crate::event::{Activity, LeaseReport};
+use crate::{
+    breaker::{Breaker, WhenOpen},
+    classify::{self, Phase},
+    error::{ConfigError, Wrapped},
+    event::{Name, Observer, Reporter},
+    kind::Kind,
+    limit::ConcurrencyLimiter,
+    retry::{Budget, Retry},
+    shield::Shield,
+    time,
+};
+
+/// A [`Db`] on PostgreSQL.
+#[cfg(feature = "postgres")]
+pub type PgDb = Db<sqlx::Postgres>;
+
+/// A [`Db`] on MySQL or MariaDB.
+#[cfg(feature = "mysql")]
+pub type MySqlDb = Db<sqlx::MySql>;
+
+/// A [`Db`] on SQLite.
+#[cfg(feature = "sqlite")]
+pub type SqliteDb = Db<sqlx::Sqlite>;
+
+/// A database that calls can rely on; see the [module](self). Clones share everything.
+///
+/// `&db`, and `db` by value, are sqlx `Executor`s.
+pub struct Db<DB: Driver> {
+    inner: Arc<Inner<DB>>,
+    repeat: Repeat,
+    operation: Option<Name>,
+    location: Option<&'static Location<'static>>,
+}
+
+/// Which failures of a statement are repeated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Repeat {
+    /// Of what surely did not happen.
+    Cautious,
+    /// Of what may have happened, too.
+    Idempotent,
+    /// None.
+    Once,
+}
+
+impl<DB: Driver> Db<DB> {
+    /// Stands in front of a pool, with the defaults of [`Preset::web`].
+    ///
+    /// The pool stays as it is. Its size is the number of slots.
+    ///
+    /// # Panics
+    /// Where the pool's maximum is 0 or over a million connections.
+    pub fn new(pool: Pool<DB>) -> Self {
+        let built = Self::builder(pool).build();
+        built.unwrap_or_else(|error| panic!("the pool can't be used: {error}"))
+    }
+
+    /// The settings of a `Db` in front of a pool.
+    pub fn builder(pool: Pool<DB>) -> Builder<DB> {
+        let mut preset = Preset::web();
+        // Whoever gave the pool less patience means it.
+        preset.acquire = preset.acquire.min(pool.options().get_acquire_timeout());
+        Builder {
+            preset,
+            pool_pings: pool.options().get_test_before_acquire(),
+            base_size: pool.options().get_max_connections(),
+            pool,
+            attempt_deadline: None,
+            leak_after: Duration::from_secs(30),
+            pooler: PoolerMode::Direct,
+            breaker: None,
+            budget: None,
+            reporter: Reporter::new("db"),
+        }
+    }
+
+    /// This database, for calls that do no harm when they are done twice.
+    ///
+    /// Failures after which nobody knows whether the call took effect are repeated too. An upsert is such a call, or a read that only reads.
+    #[track_caller]
+    pub fn idempotent(&self) -> Self {
+        self.view(Repeat::Idempotent, Location::caller())
+    }
+
+    /// This database, for calls of which none is repeated.
+    #[track_caller]
+    pub fn once(&self) -> Self {
+        self.view(Repeat::Once, Location::caller())
+    }
+
+    /// This database, for calls that go by this name in reports.
+    #[track_caller]
+    pub fn operation(&self, name: impl Into<Name>) -> Self {
+        Self {
+            operation: Some(name.into()),
+            location: Some(Location::caller()),
+            ..self.clone()
+        }
+    }
+
+    /// Runs several statements on one connection, outside of a transaction.
+    ///
+    /// The closure is called again where no connection was had; by [`idempotent`](Self::idempotent) databases also where it fails with an error that says that
+    /// a repeat may help. A connection that it leaves in the middle of something is cleaned.
+    ///
+    /// # Errors
+    /// The closure's own, or why there was no connection.
+    ///
+    /// # Panics
+    /// The future, outside of a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    /// See the [module](self).
+    #[track_caller]
+    pub fn call<T, F, Fut>(
+        &self,
+        call: F,
+    ) -> impl Future<Output = Result<T, sqlx::Error>> + Send + use<'_, DB, T, F, Fut>
+    where
+        F: FnMut(Lease<DB>) -> Fut + Send,
+        Fut: Future<Output = Result<T, sqlx::Error>> + Send,
+        T: Send,
+    {
+        let taken = self.taken(Some(Location::caller()));
+        let call = std::sync::Mutex::new(call);
+        async move {
+            let attempt = || {
+                let (taken, call) = (taken.clone(), &call);
+                async move {
+                    let lease = self.inner.checkout(taken).await?;
+                    let started = lease.started();
+                    let future = {
+                        let mut call = call
+                            .lock()
+                            .unwrap_or_else(std::sync::PoisonError::into_inner);
+                        call(lease)
+                    };
+                    let result = future.await;
+                    let kind = result
+                        .as_ref()
+                        .map_or_else(|error| self.judge_call(error), |_| Kind::Success);
+                    let now = time::now();
+                    self.inner
+                        .book
+                        .settled(now.saturating_duration_since(started), kind, now);
+                    result.map_err(|error| Failed::from(Judged::new(error, kind)))
+                }
+            };
+            run(self.shield(), attempt).await
+        }
+    }
+
+    /// A connection, for as long as it is wanted.
+    ///
+    /// It is listed in [`leases`](Self::leases), and told of as a leak if it is kept for too long.
+    ///
+    /// # Errors
+    /// Why there was none: a refusal of ours, [`PoolFull`], or the error with which connecting fails.
+    ///
+    /// # Panics
+    /// The future, outside of a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    /// See the [module](self).
+    #[track_caller]
+    pub fn acquire(
+        &self,
+    ) -> impl Future<Output = Result<Lease<DB>, sqlx::Error>> + Send + use<'_, DB> {
+        let taken = self.taken(Some(Location::caller()));
+        async move {
+            let attempt = || self.inner.checkout(taken.clone());
+            run(self.shield(), attempt).await
+        }
+    }
+
+    /// Begins a transaction that you end yourself.
+    ///
+    /// [`transaction`](Self::transaction) is safer: it repeats what can be repeated.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); beginning is repeated.
+    ///
+    /// # Panics
+    /// The future, outside of a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    /// Nothing is left open where the future is dropped.
+    #[track_caller]
+    pub fn begin(&self) -> impl Future<Output = Result<Tx<DB>, sqlx::Error>> + Send + use<'_, DB> {
+        let taken = self.taken(Some(Location::caller()));
+        async move {
+            let shields = &self.inner.shields;
+            let shield = if self.repeat == Repeat::Once {
+                &shields.transaction_once
+            } else {
+                &shields.transaction
+            };
+            transaction::begin(&self.inner, shield, &TransactionOptions::new(), taken).await
+        }
+    }
+
+    /// Runs a transaction as one unit, and repeats the whole of it where that is safe.
+    ///
+    /// `closure` gets a handle that is an `Executor` as `&mut tx`. Where it returns `Ok`, the transaction is committed; where it returns an error, rolled back.
+    /// It is called again after a statement failed because a rival won, whatever the closure made of that failure, and where the connection was lost before
+    /// COMMIT was sent. So what it does outside of the transaction may be done several times; [`Tx::attempt`] counts. Lost replies to COMMIT are looked up:
+    /// see [`TransactionOptions::verify`].
+    ///
+    /// ```no_run
+    /// # async fn example(db: steadfast::db::PgDb) -> Result<(), sqlx::Error> {
+    /// let (from, to) = (1, 2);
+    /// db.transaction(|mut tx| async move {
+    ///     sqlx::query("UPDATE account SET balance = balance - 5 WHERE id = $1").bind(from).execute(&mut tx).await?;
+    ///     sqlx::query("UPDATE account SET balance = balance + 5 WHERE id = $1").bind(to).execute(&mut tx).await?;
+    ///     Ok::<_, sqlx::Error>(())
+    /// })
+    /// .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// The closure's own; why there was no connection; or a [`TransactionError`].
+    ///
+    /// # Panics
+    /// The future, outside of a tokio runtime with time enabled.
+    ///
+    /// # Cancel safety
+    /// Dropped before COMMIT was sent, it is rolled back. Dropped later, it may be committed.
+    #[track_caller]
+    pub fn transaction<T, E, F, Fut>(
+        &self,
+        closure: F,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<'_, DB, T, E, F, Fut>
+    where
+        F: FnMut(Tx<DB>) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+        T: Send,
+        E: From<sqlx::Error> + Send,
+    {
+        self.transaction_with(TransactionOptions::new(), closure)
+    }
+
+    /// [`transaction`](Self::transaction) with options.
+    ///
+    /// ```no_run
+    /// use steadfast::db::{Isolation, TransactionOptions};
+    ///
+    /// # async fn example(db: steadfast::db::PgDb) -> Result<(), sqlx::Error> {
+    /// let options = TransactionOptions::new().isolation(Isolation::Serializable);
+    /// let total: i64 = db
+    ///     .transaction_with(options, |mut tx| async move {
+    ///         sqlx::query_scalar("SELECT sum(balance)::bigint FROM account").fetch_one(&mut tx).await
+    ///     })
+    ///     .await?;
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// As [`transaction`](Self::transaction).
+    ///
+    /// # Panics
+    /// As [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    /// As [`transaction`](Self::transaction).
+    #[track_caller]
+    pub fn transaction_with<T, E, F, Fut>(
+        &self,
+        options: TransactionOptions,
+        closure: F,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<'_, DB, T, E, F, Fut>
+    where
+        F: FnMut(Tx<DB>) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+        T: Send,
+        E: From<sqlx::Error> + Send,
+    {
+        let taken = self.taken(Some(Location::caller()));
+        let once = self.repeat == Repeat::Once;
+        async move {
+            let shields = &self.inner.shields;
+            let shield = if once {
+                &shields.transaction_once
+            } else {
+                &shields.transaction
+            };
+            transact(&self.inner, shield, &options, taken, closure).await
+        }
+    }
+
+    /// [`transaction`](Self::transaction) for a closure that can be called only once.
+    ///
+    /// # Errors
+    /// As [`transaction`](Self::transaction).
+    ///
+    /// # Panics
+    /// As [`transaction`](Self::transaction).
+    ///
+    /// # Cancel safety
+    /// As [`transaction`](Self::transaction).
+    #[track_caller]
+    pub fn transaction_once<T, E, F, Fut>(
+        &self,
+        options: TransactionOptions,
+        closure: F,
+    ) -> impl Future<Output = Result<T, E>> + Send + use<'_, DB, T, E, F, Fut>
+    where
+        F: FnOnce(Tx<DB>) -> Fut + Send,
+        Fut: Future<Output = Result<T, E>> + Send,
+        T: Send,
+        E: From<sqlx::Error> + Send,
+    {
+        let taken = self.taken(Some(Location::caller()));
+        async move {
+            let mut closure = Some(closure);
+            let only = |tx| (closure.take().expect("it is not repeated"))(tx);
+            let shield = &self.inner.shields.transaction_once;
+            transact(&self.inner, shield, &options, taken, only).await
+        }
+    }
+
+    /// The pool behind it.
+    pub fn pool(&self) -> &Pool<DB> {
+        &self.inner.pool
+    }
+
+    /// The circuit in front of the database.
+    pub fn breaker(&self) -> &Breaker {
+        &self.inner.breaker
+    }
+
+    /// The slots and the queue in front of the pool.
+    pub fn limiter(&self) -> &ConcurrencyLimiter {
+        &self.inner.limiter
+    }
+
+    /// Who holds a connection now, the longest first.
+    pub fn leases(&self) -> Vec<LeaseReport> {
+        let now = time::now();
+        self.inner.book.leases().registry.list(now)
+    }
+
+    /// The numbers of this moment and of the last minute.
+    pub fn stats(&self) -> Stats {
+        self.inner.stats()
+    }
+
+    /// Whether to send calls here, and what is the matter.
+    pub fn health(&self) -> Health {
+        let stats = self.inner.stats();
+        let sustained =
+            self.inner
+                .book
+                .leases()
+                .usage
+                .sustained(stats::SUSTAINED, stats.max, time::now());
+        Health::judge(&stats, sustained)
+    }
+
+    /// Replaces every connection: those that are idle now, those in use when they come back.
+    ///
+    /// For when the server behind the address is another one than before.
+    pub async fn recycle(&self) {
+        self.inner.at_hand.retire_all();
+        for session in self.inner.at_hand.drain() {
+            session.close();
+        }
+        for _ in 0..self.inner.pool.num_idle() {
+            let Some(connection) = self.inner.pool.try_acquire() else {
+                break;
+            };
+            drop(connection.detach());
+        }
+    }
+
+    /// Closes the pool, once what is in use has come back.
+    pub async fn close(&self) {
+        for session in self.inner.at_hand.drain() {
+            session.give_back().await;
+        }
+        self.inner.pool.close().await;
+    }
+
+    fn view(&self, repeat: Repeat, location: &'static Location<'static>) -> Self {
+        Self {
+            repeat,
+            location: Some(location),
+            ..self.clone()
+        }
+    }
+
+    fn shield(&self) -> &Guarded {
+        match self.repeat {
+            Repeat::Cautious => &self.inner.shields.cautious,
+            Repeat::Idempotent => &self.inner.shields.idempotent,
+            Repeat::Once => &self.inner.shields.once,
+        }
+    }
+
+    fn taken(&self, location: Option<&'static Location<'static>>) -> Taken {
+        let span = tracing::Span::current();
+        Taken {
+            location: location.or(self.location),
+            operation: self.operation.clone(),
+            span: span.metadata().map(|span| span.name()),
+            ..Taken::default()
+        }
+    }
+
+    async fn checkout(&self) -> Result<Lease<DB>, Failed> {
+        self.inner.checkout(self.taken(None)).await
+    }
+
+    /// What an error of a closure with several statements means: those before it may have been done.
+    fn judge_call(&self, error: &sqlx::Error) -> Kind {
+        match classify::database(error, Phase::Statement).kind {
+            Kind::Conflict | Kind::Unavailable | Kind::Overloaded | Kind::Saturated => {
+                Kind::Ambiguous
+            }
+            kind => kind,
+        }
+    }
+}
+
+impl<DB: Driver> Clone for Db<DB> {
+    fn clone(&self) -> Self {
+        Self {
+            inner: Arc::clone(&self.inner),
+            repeat: self.repeat,
+            operation: self.operation.clone(),
+            location: self.location,
+        }
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Db<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Db")
+            .field("name", &self.inner.reporter.name())
+            .field("repeat", &self.repeat)
+            .field("limiter", &self.inner.limiter)
+            .field("breaker", &self.inner.breaker)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<DB: Driver> Inner<DB> {
+    fn stats(&self) -> Stats {
+        let now = time::now();
+        let options = self.pool.options();
+        let max = options.get_max_connections();
+        let size = self.pool.size();
+        let (in_use, mean_use, leaks) = {
+            let mut leases = self.book.leases();
+            let in_use = leases.registry.len();
+            (
+                in_use,
+                leases.usage.mean(now),
+                leases
+                    .registry
+                    .leaks(self.settings.patience.leak_after, now),
+            )
+        };
+        let reaping = self.book.reaping.load(Ordering::Relaxed);
+        let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
+        let mut meters = self.book.meters();
+        Stats {
+            max,
+            size,
+            in_use,
+            idle: size.saturating_sub(in_use),
+            waiting: self.limiter.stats().waiting,
+            available: max.saturating_sub(in_use),
+            utilization: mean_use / f64::from(max.max(1)),
+            leaks,
+            reaping,
+            wait_mean: meters.waits.mean(now),
+            wait_p99: meters.waits.quantile(0.99, now),
+            calls: meters.calls.calls(now),
+            mean: meters.calls.mean(now),
+            p99: meters.calls.quantile(0.99, now),
+            error_rate: meters.calls.error_rate(now),
+            disconnects: meters.calls.disconnects(now),
+            circuit: self.breaker.state(),
+        }
+    }
+}
+
+/// The settings of a [`Db`]; their defaults stand in [`Preset::web`].
+///
+/// ```
+/// # #[cfg(feature = "sqlite")] {
+/// use std::time::Duration;
+/// use sqlx::sqlite::SqlitePoolOptions;
+/// use steadfast::db::{Preset, SqliteDb};
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let pool = SqlitePoolOptions::new().connect_lazy("sqlite::memory:")?;
+/// let db = SqliteDb::builder(pool)
+///     .name("orders")
+///     .preset(Preset::web().statement(Duration::from_secs(2)))
+///     .leak_after(Duration::from_secs(10))
+///     .build()?;
+/// # Ok(()) }
+/// # }
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder<DB: Driver> {
+    pool: Pool<DB>,
+    preset: Preset,
+    attempt_deadline: Option<Duration>,
+    leak_after: Duration,
+    pooler: PoolerMode,
+    pool_pings: bool,
+    base_size: u32,
+    breaker: Option<Breaker>,
+    budget: Option<Budget>,
+    reporter: Reporter,
+}
+
+impl<DB: Driver> Builder<DB> {
+    /// In front of a pool that is made as planned, which pings nothing by itself.
+    fn planned(plan: Plan<DB>) -> Self {
+        let pool = plan.pool.connect_lazy_with(plan.connect);
+        Self {
+            pool_pings: false,
+            base_size: plan.preset.pool_size,
+            pooler: plan.mode,
+            preset: plan.preset,
+            ..Db::builder(pool)
+        }
+    }
+
+    /// Its name in events, and that of its parts.
+    pub fn name(mut self, name: impl Into<Name>) -> Self {
+        self.reporter.rename(name.into());
+        self
+    }
+
+    /// Time limits and habits. What concerns the pool itself was settled when that was made.
+    pub fn preset(mut self, preset: Preset) -> Self {
+        self.preset = preset;
+        self
+    }
+
+    /// How long a call may take in all, queueing and every attempt included.
+    pub fn deadline(mut self, time: Duration) -> Self {
+        self.preset.deadline = Some(time);
+        self
+    }
+
+    /// How long one attempt of a statement may take.
+    ///
+    /// By default the preset's `statement` and a quarter of a second, so that the server, which has the former, answers first.
+    pub fn attempt_deadline(mut self, time: Duration) -> Self {
+        self.attempt_deadline = Some(time);
+        self
+    }
+
+    /// What happens to a call while the server is away.
+    pub fn when_open(mut self, when_open: WhenOpen) -> Self {
+        self.preset.when_open = when_open;
+        self
+    }
+
+    /// How long a connection may be held before it is told of.
+    pub fn leak_after(mut self, time: Duration) -> Self {
+        self.leak_after = time;
+        self
+    }
+
+    /// What stands between us and the server.
+    pub fn pooler(mut self, mode: PoolerMode) -> Self {
+        self.pooler = mode;
+        self
+    }
+
+    /// The breaker to share, in place of one of its own.
+    pub fn breaker(mut self, breaker: &Breaker) -> Self {
+        self.breaker = Some(breaker.clone());
+        self
+    }
+
+    /// The retry budget to share, in place of one of its own.
+    pub fn budget(mut self, budget: &Budget) -> Self {
+        self.budget = Some(budget.clone());
+        self
+    }
+
+    /// Who hears of its events and those of its parts, in place of [`Tracing`](crate::event::Tracing).
+    pub fn observer(mut self, observer: impl Observer) -> Self {
+        self.reporter.observe(observer);
+        self
+    }
+
+    /// The database.
+    ///
+    /// # Errors
+    /// Where a setting is out of range; the error names it, its value and the range.
+    pub fn build(self) -> Result<Db<DB>, ConfigError> {
+        const LEAST: Duration = Duration::from_millis(1);
+        let preset = &self.preset;
+        let deadline = preset.longest_call();
+        ConfigError::check_time("db", "deadline", deadline, LEAST)?;
+        ConfigError::check_time("db", "leak_after", self.leak_after, LEAST)?;
+        let attempt_deadline = self
+            .attempt_deadline
+            .unwrap_or(preset.statement + GRACE)
+            .min(deadline);
+        ConfigError::check_time("db", "attempt_deadline", attempt_deadline, LEAST)?;
+        // Getting a connection is over before the attempt is, so that what was not sent is known as such.
+        let acquire = preset.acquire.min(attempt_deadline.mul_f64(0.9));
+        ConfigError::check_time("db", "acquire", acquire, Duration::from_micros(1))?;
+        let slots = self.pool.options().get_max_connections();
+        let limiter = ConcurrencyLimiter::builder(slots as usize)
+            .max_wait(preset.acquire)
+            .reporter(self.reporter.clone())
+            .build()?;
+        let waits = matches!(preset.when_open, WhenOpen::Wait { .. });
+        let breaker = match self.breaker {
+            Some(breaker) => breaker,
+            None => {
+                let breaker = Breaker::builder()
+                    .when_open(preset.when_open)
+                    .reporter(self.reporter.clone());
+                // Whoever waits wants to know soon, and one connect a second harms nobody.
+                let breaker = if waits {
+                    breaker.open_for(SOON).max_open_for(10 * SOON)
+                } else {
+                    breaker
+                };
+                breaker.build()?
+            }
+        };
+        let budget = match self.budget {
+            Some(budget) => budget,
+            // A restart of the server fails what runs on every connection, once.
+            None => Budget::builder().floor(1.0, slots.max(5)).build()?,
+        };
+        let retry = |idempotent| {
+            Retry::builder()
+                .idempotent(idempotent)
+                .budget(&budget)
+                .reporter(self.reporter.clone())
+                .build()
+        };
+        let shield = |retry: Option<Retry>, attempt_deadline| {
+            let shield = Shield::builder(Wrapped(Told))
+                .deadline(deadline)
+                .attempt_deadline(attempt_deadline)
+                .breaker(&breaker)
+                .limiter(&limiter)
+                .reporter(self.reporter.clone());
+            match retry {
+                Some(retry) => shield.retry(retry).build(),
+                None => shield.without_retry().build(),
+            }
+        };
+        let shields = Shields {
+            cautious: shield(Some(retry(false)?), attempt_deadline)?,
+            idempotent: shield(Some(retry(true)?), attempt_deadline)?,
+            once: shield(None, attempt_deadline)?,
+            transaction: shield(Some(retry(false)?), deadline)?,
+            transaction_once: shield(None, deadline)?,
+        };
+        let settings = Settings {
+            deadline,
+            attempt_deadline,
+            acquire,
+            connect: preset.connect,
+            statement: preset.statement,
+            lock: preset.lock,
+            idle_in_transaction: preset.idle_in_transaction,
+            check_interval: preset.check_interval.unwrap_or(preset.statement),
+            waits,
+            pool_pings: self.pool_pings,
+            pre_ping: preset.pre_ping,
+            pooler: self.pooler,
+            base_size: self.base_size,
+            patience: Patience {
+                leak_after: self.leak_after,
+                idle_in_transaction_after: self.leak_after.min(preset.idle_in_transaction / 2),
+            },
+        };
+        let inner = Inner {
+            pool: self.pool,
+            limiter,
+            breaker,
+            shields,
+            settings,
+            reporter: self.reporter,
+            book: Book::new(time::now()),
+            flags: Flags::default(),
+            at_hand: AtHand::new(),
+            admin: Admin::new(),
+            keeping: AtomicBool::new(false),
+        };
+        Ok(Db {
+            inner: Arc::new(inner),
+            repeat: Repeat::Cautious,
+            operation: None,
+            location: None,
+        })
+    }
+}
+
+impl<DB: Driver> fmt::Debug for Builder<DB> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("preset", &self.preset)
+            .field("pooler", &self.pooler)
+            .field("leak_after", &self.leak_after)
+            .finish_non_exhaustive()
+    }
+}
+
+/// The server ends a statement so much earlier than we would.
+const GRACE: Duration = Duration::from_millis(250);
+
+/// How soon a database that waits for its server looks again.
+const SOON: Duration = Duration::from_millis(100);

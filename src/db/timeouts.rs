@@ -11,13 +11,6 @@ use crate::{
     time,
 };
 
-/// A database that a [`Config`] can connect to.
-///
-/// PostgreSQL, MySQL with MariaDB, and SQLite, each with the feature of its name.
-pub trait Driver: Planned {}
-
-impl<DB: Planned> Driver for DB {}
-
 /// How sqlx makes one connection to the database.
 pub type ConnectOptions<DB> = <<DB as Database>::Connection as Connection>::Options;
 

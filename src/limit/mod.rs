@@ -246,6 +246,13 @@ impl Builder {
         self
     }
 
+    /// Name and observer at once.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn reporter(mut self, reporter: Reporter) -> Self {
+        self.reporter = reporter;
+        self
+    }
+
     /// Who hears of its refusals, in place of [`Tracing`](crate::event::Tracing).
     pub fn observer(mut self, observer: impl Observer) -> Self {
         self.reporter.observe(observer);

@@ -277,6 +277,13 @@ impl<C> Builder<C> {
         self
     }
 
+    /// Name and observer at once.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn reporter(mut self, reporter: Reporter) -> Self {
+        self.reporter = reporter;
+        self
+    }
+
     /// Who hears of its events, in place of [`Tracing`](crate::event::Tracing).
     ///
     /// They are those of its deadline, and of the breaker and retry that it makes itself.

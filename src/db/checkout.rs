@@ -1,0 +1,525 @@
+//! Getting a connection, and finding out why there is none.
+//!
+//! ```text
+//!   at hand and fresh? ──────────────────────────────────────────────► lease
+//!        │ no
+//!   sqlx's pool ── within a tenth of a second ── alive? ─────────────► lease
+//!        │ it takes longer
+//!        ▼
+//!   one connect of our own: ── it fails ──► the server is down, or has no slots: that very error
+//!                           └─ it works ──► the pool is slow or full: wait; then `PoolFull`, with who holds it
+//! ```
+//!
+//! Invariants:
+//! 1. Whoever has a lease has a slot of the limiter, or is the reaper; the slot is free when the lease is over *and* the server is done with it.
+//! 2. A connection is at hand only if nothing runs on it and no transaction is open.
+
+use std::{
+    fmt, io,
+    pin::pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+    task::Poll,
+    time::{Duration, Instant},
+};
+
+use futures_core::future::BoxFuture;
+use sqlx::{ConnectOptions, Connection, Pool, pool::PoolConnection};
+use tokio::sync;
+
+use crate::{
+    ambient,
+    breaker::Breaker,
+    classify::{self, Phase},
+    db::{
+        book::Book,
+        driver::{Driver, Flags},
+        guard::Lease,
+        lease::{Patience, Taken},
+        pooler::PoolerMode,
+        session::{AtHand, FRESH, Session},
+        transaction::nested,
+        verdict::{Failed, Guarded, Judged},
+    },
+    error::Rejected,
+    event::Reporter,
+    kind::Kind,
+    limit::{self, ConcurrencyLimiter},
+    time,
+};
+
+/// What all handles of one `Db` share.
+pub(super) struct Inner<DB: Driver> {
+    pub(super) pool: Pool<DB>,
+    pub(super) limiter: ConcurrencyLimiter,
+    pub(super) breaker: Breaker,
+    pub(super) shields: Shields,
+    pub(super) settings: Settings,
+    pub(super) reporter: Reporter,
+    pub(super) book: Book,
+    pub(super) flags: Flags,
+    pub(super) at_hand: AtHand<DB>,
+    pub(super) admin: Admin<DB>,
+    pub(super) keeping: AtomicBool,
+}
+
+/// The stack for each way of using the database.
+pub(super) struct Shields {
+    pub(super) cautious: Guarded,
+    pub(super) idempotent: Guarded,
+    pub(super) once: Guarded,
+    pub(super) transaction: Guarded,
+    pub(super) transaction_once: Guarded,
+}
+
+/// How it behaves.
+#[derive(Clone, Debug)]
+pub(super) struct Settings {
+    /// How long a transaction may take in all.
+    pub(super) deadline: Duration,
+    /// How long one statement's attempt may take.
+    pub(super) attempt_deadline: Duration,
+    pub(super) acquire: Duration,
+    pub(super) connect: Duration,
+    pub(super) statement: Duration,
+    pub(super) lock: Duration,
+    pub(super) idle_in_transaction: Duration,
+    pub(super) check_interval: Duration,
+    /// Whether to wait while the server is away, rather than to say so.
+    pub(super) waits: bool,
+    /// Whether sqlx asks a connection by itself before it hands it out.
+    pub(super) pool_pings: bool,
+    pub(super) pre_ping: bool,
+    pub(super) pooler: PoolerMode,
+    /// Connections above this number are closed when they are idle.
+    pub(super) base_size: u32,
+    pub(super) patience: Patience,
+}
+
+impl<DB: Driver> Inner<DB> {
+    /// A connection that is well, for a call that has its slot.
+    ///
+    /// # Cancel safety
+    /// What was asked meanwhile is closed or given back.
+    pub(super) async fn checkout(self: &Arc<Self>, taken: Taken) -> Result<Lease<DB>, Failed> {
+        if let Some(nested) = nested(self, &taken) {
+            return Err(Judged::new(nested, Kind::Ignored).into());
+        }
+        let hold = limit::hold();
+        let started = time::now();
+        let by = started + self.settings.acquire;
+        let mut session = match self.at_hand.take(started) {
+            Some((session, true)) => Some(session),
+            Some((session, false)) => self.ask(session).await,
+            None => None,
+        };
+        let session = loop {
+            if let Some(session) = session {
+                break session;
+            }
+            if let Some((other, fresh)) = self.at_hand.take(time::now()) {
+                session = if fresh {
+                    Some(other)
+                } else {
+                    self.ask(other).await
+                };
+                continue;
+            }
+            let connection = self.from_pool(by).await?;
+            let new = self.at_hand.admit(connection, time::now());
+            session = if self.settings.pool_pings || !self.settings.pre_ping {
+                Some(new)
+            } else {
+                self.ask(new).await
+            };
+        };
+        Ok(Lease::new(self, session, hold, taken, started))
+    }
+
+    /// The session, if it answers in time.
+    pub(super) async fn ask(&self, session: Session<DB>) -> Option<Session<DB>> {
+        // Closed, should this future be dropped: an answer may be under way.
+        let mut asked = Asked(Some(session));
+        let session = asked.0.as_mut().expect("it is there until it answered");
+        let limit = PING.min(self.settings.acquire);
+        let answer = DB::identify(session.connection(), &self.flags);
+        match time::within(limit, answer).await {
+            Some(Ok(mut identity)) => {
+                if self.settings.pooler != PoolerMode::Direct {
+                    // The server's session behind a pooler may be another one with each transaction.
+                    identity.session = None;
+                }
+                self.at_hand.vouch(session, identity);
+                asked.0.take()
+            }
+            // The server has ended it, or does not answer.
+            Some(Err(_)) | None => {
+                self.book.disconnected();
+                None
+            }
+        }
+    }
+
+    /// A connection from sqlx's pool, or why there is none.
+    async fn from_pool(
+        self: &Arc<Self>,
+        acquire_by: Instant,
+    ) -> Result<PoolConnection<DB>, Failed> {
+        let deadline = ambient::current();
+        let by = deadline.map_or(acquire_by, |deadline| deadline.min(acquire_by));
+        loop {
+            let why_not = {
+                let mut acquire = pin!(self.pool.acquire());
+                let mut why_not = pin!(self.why_not(by));
+                let either = std::future::poll_fn(|cx| {
+                    if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
+                        return Poll::Ready(Ok(acquired));
+                    }
+                    why_not.as_mut().poll(cx).map(Err)
+                });
+                match either.await {
+                    Ok(Ok(connection)) => return Ok(connection),
+                    // Its own patience may be shorter than ours.
+                    Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => continue,
+                    Ok(Err(sqlx::Error::PoolTimedOut)) => WhyNot::Full,
+                    Ok(Err(error)) => WhyNot::Away(error),
+                    Err(why_not) => why_not,
+                }
+            };
+            match why_not {
+                WhyNot::Away(error) => self.wait_for_server(error, by).await?,
+                WhyNot::Full if by < acquire_by => {
+                    return Err(Failed::Rejected(Rejected::DeadlineExceeded { sent: false }));
+                }
+                WhyNot::Full if self.admin.is_reachable() => {
+                    let full = sqlx::Error::Io(io::Error::new(
+                        io::ErrorKind::ResourceBusy,
+                        self.pool_full(),
+                    ));
+                    return Err(Judged::new(full, Kind::Saturated).into());
+                }
+                WhyNot::Full => {
+                    let silent = format!(
+                        "no connection to the server was made within {:?}",
+                        self.settings.acquire
+                    );
+                    let silent = io::Error::new(io::ErrorKind::TimedOut, silent);
+                    return Err(Judged::new(silent.into(), Kind::Unavailable).into());
+                }
+            }
+        }
+    }
+
+    /// Ready with a reason as soon as there is one, at the latest when the time is over.
+    async fn why_not(self: &Arc<Self>, by: Instant) -> WhyNot {
+        time::sleep_until((time::now() + PATIENCE).min(by)).await;
+        if let Some(Err(error)) = time::until(by, self.probe()).await {
+            return WhyNot::Away(error);
+        }
+        time::sleep_until(by).await;
+        WhyNot::Full
+    }
+
+    /// The server is away: fails with its error, unless calls are to wait and it comes back in time.
+    async fn wait_for_server(
+        self: &Arc<Self>,
+        mut error: sqlx::Error,
+        by: Instant,
+    ) -> Result<(), Failed> {
+        loop {
+            let verdict = classify::database(&error, Phase::Connect);
+            let passes = matches!(verdict.kind, Kind::Unavailable | Kind::Overloaded);
+            let again = time::now() + AWAY + AWAY.mul_f64(fastrand::f64());
+            if !self.settings.waits || !passes || again >= by {
+                return Err(Judged::by(error, verdict).into());
+            }
+            time::sleep_until(again).await;
+            match time::until(by, self.probe()).await {
+                Some(Ok(())) => return Ok(()),
+                Some(Err(still)) => error = still,
+                None => {}
+            }
+        }
+    }
+
+    /// Connects once by itself, unless that worked a moment ago. One at a time.
+    async fn probe(self: &Arc<Self>) -> Result<(), sqlx::Error> {
+        let mut connection = self.admin.connection.lock().await;
+        if self.admin.is_reachable() {
+            return Ok(());
+        }
+        let opened = self.connect().await?;
+        self.admin.reached(time::now());
+        *connection = Some(opened);
+        self.keep_house_later();
+        Ok(())
+    }
+
+    async fn connect(&self) -> Result<DB::Connection, sqlx::Error> {
+        let options = self.pool.connect_options();
+        let limit = self.settings.connect;
+        match time::within(limit, options.connect()).await {
+            Some(opened) => opened,
+            None => {
+                let silent = format!("the server did not answer within {limit:?}");
+                Err(io::Error::new(io::ErrorKind::TimedOut, silent).into())
+            }
+        }
+    }
+
+    /// Asks something beside the pool, on a connection of its own.
+    pub(super) async fn with_admin<A, T>(
+        self: &Arc<Self>,
+        limit: Duration,
+        about: &A,
+        ask: for<'e> fn(&'e mut DB::Connection, &'e A) -> BoxFuture<'e, Result<T, sqlx::Error>>,
+    ) -> Result<T, sqlx::Error> {
+        let mut kept = self.admin.connection.lock().await;
+        loop {
+            // Taken out, so that it is closed where this future is dropped or fails.
+            let (mut connection, old) = match kept.take() {
+                Some(connection) => (connection, true),
+                None => (self.connect().await?, false),
+            };
+            match time::within(limit, ask(&mut connection, about)).await {
+                Some(Ok(answer)) => {
+                    *kept = Some(connection);
+                    self.admin.reached(time::now());
+                    self.keep_house_later();
+                    return Ok(answer);
+                }
+                Some(Err(sqlx::Error::Database(error))) if !is_fatal(&*error) => {
+                    *kept = Some(connection);
+                    return Err(sqlx::Error::Database(error));
+                }
+                // It may have died since it was last used.
+                _ if old => {}
+                Some(Err(error)) => return Err(error),
+                None => {
+                    let silent = format!("the server did not answer within {limit:?}");
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, silent).into());
+                }
+            }
+        }
+    }
+
+    fn pool_full(&self) -> PoolFull {
+        let now = time::now();
+        PoolFull {
+            max: self.pool.options().get_max_connections(),
+            ours: self.book.in_use(),
+            holder: self.book.oldest(now),
+            waited: self.settings.acquire,
+        }
+    }
+
+    /// Takes back a connection on which nothing runs and no transaction is open.
+    pub(super) fn put_back(self: &Arc<Self>, session: Session<DB>, hold: Option<limit::Hold>) {
+        if session.identity.is_none() && DB::CANCELS && self.settings.pooler == PoolerMode::Direct {
+            // The first call on it is over: time to learn whom to stop if the next one is dropped.
+            let (inner, runtime) = (Arc::clone(self), session.runtime());
+            runtime.spawn(async move {
+                if let Some(session) = inner.ask(session).await {
+                    inner.put_at_hand(session).await;
+                }
+                drop(hold);
+            });
+            return;
+        }
+        match self.at_hand.keep(session, time::now()) {
+            Ok(()) => self.keep_house_later(),
+            Err(session) => {
+                let inner = Arc::clone(self);
+                let runtime = session.runtime();
+                runtime.spawn(async move {
+                    inner.return_to_pool(session).await;
+                    drop(hold);
+                });
+            }
+        }
+    }
+
+    pub(super) async fn put_at_hand(self: &Arc<Self>, session: Session<DB>) {
+        match self.at_hand.keep(session, time::now()) {
+            Ok(()) => self.keep_house_later(),
+            Err(session) => self.return_to_pool(session).await,
+        }
+    }
+
+    pub(super) async fn return_to_pool(&self, session: Session<DB>) {
+        if self.pool.size() > self.settings.base_size || self.at_hand.is_retired(&session) {
+            session.close();
+        } else {
+            session.give_back().await;
+        }
+    }
+
+    /// Starts the task that looks after what lies around, unless it runs.
+    pub(super) fn keep_house_later(self: &Arc<Self>) {
+        // Relaxed: whoever finds it running has left something, which the task's last look comes after, or is told by the swap.
+        if self.keeping.load(Ordering::Relaxed) || self.keeping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        let weak = Arc::downgrade(self);
+        tokio::spawn(async move {
+            loop {
+                time::sleep(FRESH / 2).await;
+                let Some(inner) = weak.upgrade() else { return };
+                inner.keep_house().await;
+                if inner.is_tidy() {
+                    inner.keeping.store(false, Ordering::Release);
+                    if inner.is_tidy() || inner.keeping.swap(true, Ordering::AcqRel) {
+                        return;
+                    }
+                }
+            }
+        });
+    }
+
+    async fn keep_house(&self) {
+        let now = time::now();
+        for session in self.at_hand.stale(now) {
+            self.return_to_pool(session).await;
+        }
+        self.book
+            .report_overdue(&self.reporter, self.settings.patience, now);
+        if self.admin.is_idle(now)
+            && let Ok(mut connection) = self.admin.connection.try_lock()
+            && let Some(connection) = connection.take()
+        {
+            let _ = time::within(GOODBYE, connection.close()).await;
+        }
+    }
+
+    fn is_tidy(&self) -> bool {
+        let admin = self.admin.connection.try_lock();
+        self.at_hand.len() == 0 && self.book.in_use() == 0 && admin.is_ok_and(|kept| kept.is_none())
+    }
+}
+
+/// A session that was asked whether it is well. Dropped, it is closed.
+struct Asked<DB: Driver>(Option<Session<DB>>);
+
+impl<DB: Driver> Drop for Asked<DB> {
+    fn drop(&mut self) {
+        if let Some(session) = self.0.take() {
+            session.close();
+        }
+    }
+}
+
+/// Why there is no connection.
+enum WhyNot {
+    /// Connecting fails.
+    Away(sqlx::Error),
+    /// The time is over, and nothing is known against the server.
+    Full,
+}
+
+/// A connection beside the pool, for questions about the others, and when it last answered.
+pub(super) struct Admin<DB: Driver> {
+    pub(super) connection: sync::Mutex<Option<DB::Connection>>,
+    reached: Mutex<Option<Instant>>,
+}
+
+impl<DB: Driver> Admin<DB> {
+    pub(super) fn new() -> Self {
+        Self {
+            connection: sync::Mutex::new(None),
+            reached: Mutex::new(None),
+        }
+    }
+
+    fn reached(&self, now: Instant) {
+        *self.reached.lock().unwrap_or_else(PoisonError::into_inner) = Some(now);
+    }
+
+    fn age(&self, now: Instant) -> Option<Duration> {
+        let reached = *self.reached.lock().unwrap_or_else(PoisonError::into_inner);
+        Some(now.saturating_duration_since(reached?))
+    }
+
+    /// Whether the server could be reached a moment ago.
+    fn is_reachable(&self) -> bool {
+        self.age(time::now()).is_some_and(|age| age < BELIEVED)
+    }
+
+    fn is_idle(&self, now: Instant) -> bool {
+        self.age(now).is_none_or(|age| age >= ADMIN_IDLE)
+    }
+}
+
+/// Every connection of the pool is in use, and the server is well.
+///
+/// It travels inside of an `sqlx::Error::Io` of the kind `ResourceBusy`.
+///
+/// ```
+/// use steadfast::db::PoolFull;
+///
+/// fn explain(error: &sqlx::Error) -> Option<String> {
+///     PoolFull::of(error).map(|full| full.to_string())
+/// }
+/// ```
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct PoolFull {
+    /// The pool's size.
+    pub max: u32,
+    /// How many of its connections calls through this `Db` hold.
+    pub ours: usize,
+    /// The lease that has lasted longest.
+    pub holder: Option<super::LeaseReport>,
+    /// How long the call waited.
+    pub waited: Duration,
+}
+
+impl PoolFull {
+    /// The one inside of an error, if it is that.
+    pub fn of(error: &sqlx::Error) -> Option<&Self> {
+        match error {
+            sqlx::Error::Io(error) => error.get_ref()?.downcast_ref(),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for PoolFull {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            max, ours, waited, ..
+        } = self;
+        write!(
+            f,
+            "no connection was free within {waited:?}: the pool has {max}, of which {ours} are in use here"
+        )?;
+        if let Some(holder) = &self.holder {
+            write!(f, ", the longest {holder}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for PoolFull {}
+
+fn is_fatal(error: &dyn sqlx::error::DatabaseError) -> bool {
+    matches!(error.code().as_deref(), Some(code) if code.starts_with("57P") || code.starts_with("08"))
+}
+
+/// Getting a connection takes no longer where all is well.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// A connection that does not answer so long is given up: far more than any round trip takes.
+const PING: Duration = Duration::from_secs(1);
+
+/// The least time between two looks at whether the server is back; up to twice that.
+const AWAY: Duration = Duration::from_millis(50);
+
+/// The server was reached so recently that it need not be tried.
+const BELIEVED: Duration = Duration::from_secs(1);
+
+/// The connection for questions is closed after so long.
+const ADMIN_IDLE: Duration = Duration::from_secs(10);
+
+const GOODBYE: Duration = Duration::from_millis(200);

@@ -1,0 +1,153 @@
+//! MySQL and MariaDB.
+
+use std::{fmt::Write, time::Duration};
+
+use futures_core::future::BoxFuture;
+use sqlx::{AssertSqlSafe, MySql, MySqlConnection, Row, SqlStr, mysql::MySqlRow};
+
+use crate::db::{
+    driver::{
+        Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
+        through_executor,
+    },
+    replay::Replay,
+    transaction::TransactionOptions,
+};
+
+impl Driver for MySql {}
+
+impl Backend for MySql {
+    const ERROR_ABORTS: bool = false;
+    const COMMITS_AGAIN: bool = false;
+    const CANCELS: bool = true;
+
+    through_executor!();
+
+    fn identify<'e>(
+        connection: &'e mut MySqlConnection,
+        _flags: &'e Flags,
+    ) -> BoxFuture<'e, Result<Identity, sqlx::Error>> {
+        Box::pin(async move {
+            let sql = format!("ROLLBACK; {RESTORE}; SELECT CAST(CONNECTION_ID() AS SIGNED)");
+            for _ in 0..LATE {
+                let row = match ask(connection, AssertSqlSafe(sql.clone())).await {
+                    Ok(row) => row.ok_or_else(no_answer)?,
+                    // The answer of a statement that was stopped.
+                    Err(sqlx::Error::Database(_)) => continue,
+                    Err(error) => return Err(error),
+                };
+                return Ok(Identity {
+                    session: Some(row.try_get(0)?),
+                    stop: None,
+                });
+            }
+            Err(no_answer())
+        })
+    }
+
+    fn cancel<'e>(
+        admin: &'e mut MySqlConnection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let Some(session) = identity.session else {
+                return Ok(());
+            };
+            match ask(admin, AssertSqlSafe(format!("KILL QUERY {session}"))).await {
+                // There is no such session: nothing runs.
+                Err(error) if number_of(&error) == Some(1094) => Ok(()),
+                answer => answer.map(drop),
+            }
+        })
+    }
+
+    fn begin<'e>(
+        connection: &'e mut MySqlConnection,
+        options: &'e TransactionOptions,
+        limits: Limits,
+    ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>> {
+        Box::pin(async move {
+            let mut sql = shorten(limits);
+            if let Some(level) = options.isolation {
+                let level = isolation(level);
+                let _ = write!(sql, "; SET TRANSACTION ISOLATION LEVEL {level}");
+            }
+            sql.push_str("; START TRANSACTION");
+            if options.read_only {
+                sql.push_str(" READ ONLY");
+            }
+            ask(connection, AssertSqlSafe(sql)).await?;
+            Ok(None)
+        })
+    }
+
+    fn commit(connection: &mut MySqlConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let sql = format!("COMMIT; {RESTORE}");
+            ask(connection, AssertSqlSafe(sql)).await.map(drop)
+        })
+    }
+
+    fn rollback(connection: &mut MySqlConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let sql = format!("ROLLBACK; {RESTORE}");
+            ask(connection, AssertSqlSafe(sql)).await.map(drop)
+        })
+    }
+
+    fn fate<'e>(
+        _admin: &'e mut MySqlConnection,
+        _trace: &'e Trace,
+    ) -> BoxFuture<'e, Result<Outcome, sqlx::Error>> {
+        // It keeps no record of what it has committed.
+        Box::pin(std::future::ready(Ok(Outcome::Unknown)))
+    }
+}
+
+/// The session's own limits are kept in variables of the session while a transaction has others.
+///
+/// MariaDB reads what stands behind `M!`, MySQL what stands behind `!50708`, and neither what is for the other.
+fn shorten(limits: Limits) -> String {
+    let lock = limits.lock.max(Duration::from_secs(1)).as_secs();
+    let statement = limits.statement.as_secs_f64().max(0.001);
+    let milliseconds = limits.statement.as_millis().clamp(1, i32::MAX as u128);
+    format!(
+        "SET @steadfast_lock = @@SESSION.innodb_lock_wait_timeout, \
+         SESSION innodb_lock_wait_timeout = {lock} \
+         /*M!100108 , @steadfast_statement = @@SESSION.max_statement_time, \
+         SESSION max_statement_time = {statement:.3} */ \
+         /*!50708 , @steadfast_statement = @@SESSION.max_execution_time, \
+         SESSION max_execution_time = {milliseconds} */"
+    )
+}
+
+/// Undoes [`shorten`]; without effect where there is nothing to undo.
+const RESTORE: &str = "SET SESSION innodb_lock_wait_timeout = \
+     COALESCE(@steadfast_lock, @@SESSION.innodb_lock_wait_timeout) \
+     /*M!100108 , SESSION max_statement_time = \
+     COALESCE(@steadfast_statement, @@SESSION.max_statement_time) */ \
+     /*!50708 , SESSION max_execution_time = \
+     COALESCE(@steadfast_statement, @@SESSION.max_execution_time) */, \
+     @steadfast_lock = NULL, @steadfast_statement = NULL";
+
+/// Sends a text as it is, and reads its last row.
+async fn ask(
+    connection: &mut MySqlConnection,
+    sql: impl sqlx::SqlSafeStr,
+) -> Result<Option<MySqlRow>, sqlx::Error> {
+    let rows = MySql::fetch_all(connection, Replay::raw(sql)).await?;
+    Ok(rows.into_iter().next_back())
+}
+
+fn number_of(error: &sqlx::Error) -> Option<u16> {
+    let error = error.as_database_error()?;
+    let error = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
+    Some(error.number())
+}
+
+/// An order to stop that comes late may meet one or two of our own.
+const LATE: usize = 4;
+
+fn no_answer() -> sqlx::Error {
+    sqlx::Error::Protocol("the server did not answer as asked".to_owned())
+}

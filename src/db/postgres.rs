@@ -1,0 +1,190 @@
+//! PostgreSQL.
+
+use std::fmt::Write;
+
+use futures_core::future::BoxFuture;
+use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, SqlStr};
+
+use crate::db::{
+    driver::{
+        Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
+        through_executor,
+    },
+    replay::Replay,
+    transaction::TransactionOptions,
+};
+
+impl Driver for Postgres {}
+
+impl Backend for Postgres {
+    const ERROR_ABORTS: bool = true;
+    const COMMITS_AGAIN: bool = false;
+    const CANCELS: bool = true;
+
+    through_executor!();
+
+    fn identify<'e>(
+        connection: &'e mut PgConnection,
+        _flags: &'e Flags,
+    ) -> BoxFuture<'e, Result<Identity, sqlx::Error>> {
+        Box::pin(async move {
+            // Outside of a transaction the two are the same instant.
+            const WHO: &str = "SELECT pg_backend_pid(), now() = statement_timestamp()";
+            for _ in 0..4 {
+                let row = match ask(connection, WHO).await {
+                    Ok(Some(row)) => row,
+                    Ok(None) => return Err(no_answer()),
+                    // The answer of a statement that was stopped; or one in an aborted transaction.
+                    Err(sqlx::Error::Database(error)) => {
+                        if error.code().as_deref() == Some("25P02") {
+                            ask(connection, "ROLLBACK").await?;
+                        }
+                        continue;
+                    }
+                    Err(error) => return Err(error),
+                };
+                let (pid, outside): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
+                if outside {
+                    return Ok(Identity {
+                        session: Some(pid.into()),
+                        stop: None,
+                    });
+                }
+                ask(connection, "ROLLBACK").await?;
+            }
+            Err(no_answer())
+        })
+    }
+
+    fn cancel<'e>(
+        admin: &'e mut PgConnection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<(), sqlx::Error>> {
+        Box::pin(async move {
+            let Some(pid) = identity.session else {
+                return Ok(());
+            };
+            // When it returns, the signal is ahead of whatever that session is sent from now on.
+            let sql = format!("SELECT pg_cancel_backend({pid})");
+            ask(admin, AssertSqlSafe(sql)).await.map(drop)
+        })
+    }
+
+    fn begin<'e>(
+        connection: &'e mut PgConnection,
+        options: &'e TransactionOptions,
+        limits: Limits,
+    ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>> {
+        Box::pin(async move {
+            let mut sql = String::from("BEGIN");
+            if let Some(level) = options.isolation {
+                let _ = write!(sql, " ISOLATION LEVEL {}", isolation(level));
+            }
+            if options.read_only {
+                sql.push_str(" READ ONLY");
+            }
+            if options.deferrable {
+                sql.push_str(" DEFERRABLE");
+            }
+            let Limits {
+                statement,
+                lock,
+                idle,
+            } = limits;
+            // Numbers of ours, so that none of these can fail and leave an aborted transaction.
+            let _ = write!(
+                sql,
+                "; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+                 SET LOCAL idle_in_transaction_session_timeout = {}",
+                milliseconds(statement),
+                milliseconds(lock),
+                milliseconds(idle),
+            );
+            if options.read_only {
+                // Nothing of it can be lost, and an id would cost the server a write.
+                sql.push_str("; SELECT 1");
+            } else {
+                sql.push_str(
+                    "; SELECT txid_current()::text, pg_backend_pid(), \
+                     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)",
+                );
+            }
+            let row = ask(connection, AssertSqlSafe(sql)).await?;
+            let row = row.ok_or_else(no_answer)?;
+            if options.read_only {
+                return Ok(None);
+            }
+            let pid: i32 = row.try_get(1)?;
+            Ok(Some(Trace {
+                id: row.try_get(0)?,
+                session: pid.into(),
+                timeline: row.try_get(2)?,
+            }))
+        })
+    }
+
+    fn commit(connection: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        // In an aborted transaction the first fails, where the second would pass for a success.
+        Box::pin(async move { ask(connection, "SELECT; COMMIT").await.map(drop) })
+    }
+
+    fn rollback(connection: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
+        Box::pin(async move { ask(connection, "ROLLBACK").await.map(drop) })
+    }
+
+    fn fate<'e>(
+        admin: &'e mut PgConnection,
+        trace: &'e Trace,
+    ) -> BoxFuture<'e, Result<Outcome, sqlx::Error>> {
+        Box::pin(async move {
+            // A backend that does not notice that its client is gone would keep us waiting.
+            let sql = format!(
+                "SELECT txid_status({id}), \
+                 substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
+                 (SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+                  WHERE pid = {pid} AND usename = current_user \
+                  AND backend_xid::text = ({id}::bigint & 4294967295)::text)",
+                id = trace.id,
+                pid = trace.session,
+            );
+            let row = match ask(admin, AssertSqlSafe(sql)).await {
+                Ok(row) => row.ok_or_else(no_answer)?,
+                // A server that never had a transaction of this number, or is only a copy of ours.
+                Err(sqlx::Error::Database(error))
+                    if matches!(error.code().as_deref(), Some("22023" | "55000" | "25006")) =>
+                {
+                    return Ok(Outcome::Unknown);
+                }
+                Err(error) => return Err(error),
+            };
+            let (status, timeline): (Option<String>, String) = (row.try_get(0)?, row.try_get(1)?);
+            if timeline != trace.timeline {
+                return Ok(Outcome::Unknown);
+            }
+            Ok(match status.as_deref() {
+                Some("committed") => Outcome::Committed,
+                Some("aborted") => Outcome::Aborted,
+                Some("in progress") => Outcome::InProgress,
+                _ => Outcome::Unknown,
+            })
+        })
+    }
+}
+
+/// Sends a text as it is, and reads its last row.
+async fn ask(
+    connection: &mut PgConnection,
+    sql: impl sqlx::SqlSafeStr,
+) -> Result<Option<sqlx::postgres::PgRow>, sqlx::Error> {
+    let rows = Postgres::fetch_all(connection, Replay::raw(sql)).await?;
+    Ok(rows.into_iter().next_back())
+}
+
+fn no_answer() -> sqlx::Error {
+    sqlx::Error::Protocol("the server did not answer as asked".to_owned())
+}
+
+fn milliseconds(time: std::time::Duration) -> u128 {
+    // 0 would mean no limit.
+    time.as_millis().clamp(1, i32::MAX as u128)
+}

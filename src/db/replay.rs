@@ -1,0 +1,92 @@
+//! A query that can be run again.
+
+use std::error::Error;
+
+use sqlx::{Execute, SqlSafeStr, SqlStr};
+
+use crate::db::driver::Driver;
+
+/// What a query consists of, taken out of it once and cloned for each attempt.
+pub struct Replay<DB: Driver> {
+    sql: SqlStr,
+    statement: Option<DB::Statement>,
+    arguments: Option<DB::Arguments>,
+    persistent: bool,
+}
+
+impl<DB: Driver> Replay<DB> {
+    /// Takes a query apart.
+    ///
+    /// # Errors
+    /// `Encode`, where one of its arguments can't be sent.
+    pub(super) fn of<'q>(mut query: impl Execute<'q, DB>) -> Result<Self, sqlx::Error> {
+        let statement = query.statement().cloned();
+        let arguments = query.take_arguments().map_err(sqlx::Error::Encode)?;
+        let persistent = query.persistent();
+        Ok(Self {
+            sql: query.sql(),
+            statement,
+            arguments,
+            persistent,
+        })
+    }
+
+    /// A text of ours, sent as it is.
+    pub(super) fn raw(sql: impl SqlSafeStr) -> Self {
+        Self {
+            sql: sql.into_sql_str(),
+            statement: None,
+            arguments: None,
+            persistent: false,
+        }
+    }
+
+    /// It is not to leave a named statement behind on the server.
+    pub(super) fn unprepared(mut self) -> Self {
+        self.persistent = false;
+        self.statement = None;
+        self
+    }
+
+    /// Whether it may be several statements, of which some may be done when another one fails.
+    ///
+    /// Only a text without arguments can be. It is not parsed: a semicolon before its end is taken for a separator, even inside a string.
+    pub(super) fn may_be_several(&self) -> bool {
+        let sql = self.sql.as_str().trim_end();
+        let sql = sql.strip_suffix(';').unwrap_or(sql);
+        self.arguments.is_none() && sql.contains(';')
+    }
+
+    pub(super) fn text(&self) -> &SqlStr {
+        &self.sql
+    }
+}
+
+impl<DB: Driver> Clone for Replay<DB> {
+    fn clone(&self) -> Self {
+        Self {
+            sql: self.sql.clone(),
+            statement: self.statement.clone(),
+            arguments: self.arguments.clone(),
+            persistent: self.persistent,
+        }
+    }
+}
+
+impl<DB: Driver> Execute<'static, DB> for Replay<DB> {
+    fn sql(self) -> SqlStr {
+        self.sql
+    }
+
+    fn statement(&self) -> Option<&DB::Statement> {
+        self.statement.as_ref()
+    }
+
+    fn take_arguments(&mut self) -> Result<Option<DB::Arguments>, Box<dyn Error + Send + Sync>> {
+        Ok(self.arguments.take())
+    }
+
+    fn persistent(&self) -> bool {
+        self.persistent
+    }
+}
