@@ -1,6 +1,9 @@
 //! `Db` on the three databases: every form of call, and what becomes of connections.
 #![cfg(all(feature = "postgres", feature = "mysql", feature = "sqlite"))]
-#![allow(clippy::disallowed_methods, reason = "real databases live by the real clock")]
+#![allow(
+    clippy::disallowed_methods,
+    reason = "real databases live by the real clock"
+)]
 
 #[path = "support/server.rs"]
 mod server;
@@ -13,49 +16,97 @@ use steadfast::db::{PgDb, SqliteDb};
 
 use crate::server::postgres::Postgres;
 
-async fn generic<'e, E: Executor<'e, Database = sqlx::Postgres>>(executor: E) -> Result<i32, sqlx::Error> {
+async fn generic<'e, E: Executor<'e, Database = sqlx::Postgres>>(
+    executor: E,
+) -> Result<i32, sqlx::Error> {
     sqlx::query_scalar("SELECT 5").fetch_one(executor).await
 }
 
 #[tokio::test]
 async fn every_form_of_call_works_on_postgresql() -> Result<(), sqlx::Error> {
-    let Some(server) = Postgres::start() else { return Ok(()) };
-    let pool = PgPoolOptions::new().max_connections(3).connect_lazy_with(server.options());
+    let Some(server) = Postgres::start() else {
+        return Ok(());
+    };
+    let pool = PgPoolOptions::new()
+        .max_connections(3)
+        .connect_lazy_with(server.options());
     let db = PgDb::new(pool);
-    sqlx::raw_sql("CREATE TABLE t (id int primary key, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')").execute(&db).await?;
-    assert_eq!(sqlx::query("SELECT v FROM t WHERE id = $1").bind(2).fetch_one(&db).await?.get::<String, _>(0), "b");
-    let all: Vec<(i32, String)> = sqlx::query_as("SELECT id, v FROM t ORDER BY id").fetch_all(db.idempotent()).await?;
+    sqlx::raw_sql(
+        "CREATE TABLE t (id int primary key, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
+    )
+    .execute(&db)
+    .await?;
+    assert_eq!(
+        sqlx::query("SELECT v FROM t WHERE id = $1")
+            .bind(2)
+            .fetch_one(&db)
+            .await?
+            .get::<String, _>(0),
+        "b"
+    );
+    let all: Vec<(i32, String)> = sqlx::query_as("SELECT id, v FROM t ORDER BY id")
+        .fetch_all(db.idempotent())
+        .await?;
     assert_eq!(all.len(), 2);
-    let rows: Vec<i32> = sqlx::query_scalar::<_, i32>("SELECT g FROM generate_series(1, 1000) g").fetch(&db).try_collect().await?;
+    let rows: Vec<i32> = sqlx::query_scalar::<_, i32>("SELECT g FROM generate_series(1, 1000) g")
+        .fetch(&db)
+        .try_collect()
+        .await?;
     assert_eq!(rows.len(), 1000);
     let mut builder = QueryBuilder::new("INSERT INTO t (id, v) ");
-    builder.push_values([(3, "c"), (4, "d")], |mut row, (id, v)| { row.push_bind(id).push_bind(v); });
-    assert_eq!(builder.build().execute(&db.once()).await?.rows_affected(), 2);
+    builder.push_values([(3, "c"), (4, "d")], |mut row, (id, v)| {
+        row.push_bind(id).push_bind(v);
+    });
+    assert_eq!(
+        builder.build().execute(&db.once()).await?.rows_affected(),
+        2
+    );
     assert_eq!(generic(&db).await?, 5);
-    let spawned = { let db = db.clone(); tokio::spawn(async move {
-        let by = 7;
-        let by = &by;
-        db.transaction(|mut tx| async move {
-            sqlx::query("UPDATE t SET v = v || $1::text WHERE id = 1").bind(*by).execute(&mut tx).await?;
-            Ok::<_, sqlx::Error>(())
-        }).await
-    }) };
+    let spawned = {
+        let db = db.clone();
+        tokio::spawn(async move {
+            let by = 7;
+            let by = &by;
+            db.transaction(|mut tx| async move {
+                sqlx::query("UPDATE t SET v = v || $1::text WHERE id = 1")
+                    .bind(*by)
+                    .execute(&mut tx)
+                    .await?;
+                Ok::<_, sqlx::Error>(())
+            })
+            .await
+        })
+    };
     spawned.await.unwrap()?;
-    let v: String = sqlx::query_scalar("SELECT v FROM t WHERE id = 1").fetch_one(&db).await?;
+    let v: String = sqlx::query_scalar("SELECT v FROM t WHERE id = 1")
+        .fetch_one(&db)
+        .await?;
     assert_eq!(v, "a7");
-    let n: i64 = db.call(|mut conn| async move {
-        sqlx::query("SET work_mem = '5MB'").execute(&mut *conn).await?;
-        sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&mut *conn).await
-    }).await?;
+    let n: i64 = db
+        .call(|mut conn| async move {
+            sqlx::query("SET work_mem = '5MB'")
+                .execute(&mut *conn)
+                .await?;
+            sqlx::query_scalar("SELECT count(*) FROM t")
+                .fetch_one(&mut *conn)
+                .await
+        })
+        .await?;
     assert_eq!(n, 4);
     let mut tx = db.begin().await?;
     sqlx::query("DELETE FROM t").execute(&mut tx).await?;
     {
         let mut point = tx.savepoint().await?;
-        sqlx::query("SELECT 1 / 0").execute(&mut point).await.unwrap_err();
+        sqlx::query("SELECT 1 / 0")
+            .execute(&mut point)
+            .await
+            .unwrap_err();
     }
     tx.commit().await?;
-    assert_eq!(sqlx::query("SELECT 1 FROM t").fetch_all(&db).await?.len(), 0);
+    assert_eq!(
+        sqlx::query("SELECT 1 FROM t").fetch_all(&db).await?.len(),
+        0
+    );
     println!("{}", db.stats());
     db.close().await;
     Ok(())
@@ -63,17 +114,33 @@ async fn every_form_of_call_works_on_postgresql() -> Result<(), sqlx::Error> {
 
 #[tokio::test]
 async fn every_form_of_call_works_on_sqlite() -> Result<(), sqlx::Error> {
-    let pool = SqlitePoolOptions::new().max_connections(1).connect("sqlite::memory:").await?;
+    let pool = SqlitePoolOptions::new()
+        .max_connections(1)
+        .connect("sqlite::memory:")
+        .await?;
     let db = SqliteDb::new(pool);
-    sqlx::raw_sql("CREATE TABLE t (id int primary key, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')").execute(&db).await?;
-    let n: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&db).await?;
+    sqlx::raw_sql(
+        "CREATE TABLE t (id int primary key, v text); INSERT INTO t VALUES (1, 'a'), (2, 'b')",
+    )
+    .execute(&db)
+    .await?;
+    let n: i64 = sqlx::query_scalar("SELECT count(*) FROM t")
+        .fetch_one(&db)
+        .await?;
     assert_eq!(n, 2);
     let started = Instant::now();
     let slow = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 1000000000) SELECT max(n) FROM c";
-    let cut = tokio::time::timeout(Duration::from_millis(100), sqlx::query(slow).fetch_one(&db)).await;
+    let cut =
+        tokio::time::timeout(Duration::from_millis(100), sqlx::query(slow).fetch_one(&db)).await;
     assert!(cut.is_err());
-    let n: i64 = sqlx::query_scalar("SELECT count(*) FROM t").fetch_one(&db).await?;
+    let n: i64 = sqlx::query_scalar("SELECT count(*) FROM t")
+        .fetch_one(&db)
+        .await?;
     assert_eq!(n, 2);
-    assert!(started.elapsed() < Duration::from_millis(400), "{:?}", started.elapsed());
+    assert!(
+        started.elapsed() < Duration::from_millis(400),
+        "{:?}",
+        started.elapsed()
+    );
     Ok(())
 }

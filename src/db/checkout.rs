@@ -129,7 +129,8 @@ impl<DB: Driver> Inner<DB> {
             }
             let connection = self.from_pool(by).await?;
             let new = self.at_hand.admit(connection, time::now());
-            session = if self.settings.pool_pings || !self.settings.pre_ping {
+            let trusted = self.settings.pool_pings || !self.settings.pre_ping;
+            session = if trusted && DB::CANCELS {
                 Some(new)
             } else {
                 self.ask(new).await

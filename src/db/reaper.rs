@@ -65,10 +65,11 @@ async fn clean<DB: Driver>(
         Some(identity) if DB::CANCELS => inner.with_admin(STOP, identity, DB::cancel).await.is_ok(),
         _ => false,
     };
-    let patience = if stopped || !DB::CANCELS {
-        STOPPED
-    } else {
-        Duration::ZERO
+    let patience = match (DB::CANCELS, stopped) {
+        (true, true) => STOPPED,
+        (true, false) => Duration::ZERO,
+        // Nobody would notice that it was closed.
+        (false, _) => inner.settings.statement,
     };
     match is_clean(inner, &mut session, patience).await {
         Some(true) => return Some(session),
