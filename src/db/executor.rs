@@ -12,7 +12,6 @@ use crate::{
         driver::{Driver, Steps},
         generate::{Generated, generate},
         guard::{Lease, RunOn, State},
-        pooler::PoolerMode,
         replay::Replay,
         verdict::{Failed, Judged, run},
     },
@@ -267,7 +266,7 @@ fn cursor<DB: Driver>(
 ) -> Generated<'static, Step<DB>, Judged<sqlx::Error>> {
     generate(move |mut out| async move {
         let several = query.may_be_several();
-        let plain = lease.inner().settings.pooler == PoolerMode::TransactionPlain;
+        let plain = lease.is_plain();
         let (query, phase) = if plain {
             lease
                 .run(Replay::raw("BEGIN"), Phase::Transaction, DB::execute)

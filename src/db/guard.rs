@@ -81,7 +81,7 @@ impl<DB: Driver> Lease<DB> {
         let key = inner
             .book
             .open(taken, now.saturating_duration_since(asked), now);
-        inner.keep_house_later();
+        inner.keep_house_later(&session.runtime());
         Self {
             session: Some(session),
             inner: Arc::clone(inner),
@@ -265,6 +265,11 @@ impl<DB: Driver> Lease<DB> {
     /// The connection, for a statement that was announced.
     pub(super) fn connection(&mut self) -> &mut DB::Connection {
         self.session().connection()
+    }
+
+    /// Whether named statements must not be left behind on the server.
+    pub(super) fn is_plain(&self) -> bool {
+        self.inner.settings.pooler == PoolerMode::TransactionPlain
     }
 
     pub(super) fn state(&self) -> State {

@@ -552,7 +552,11 @@ impl<DB: Driver> Open<DB> {
             return Err(TransactionError::RolledBack(fault.message.clone()).into_sqlx());
         }
         self.unwind().await.map_err(|judged| judged.error)?;
-        Ok(query)
+        Ok(if self.lease.is_plain() {
+            query.unprepared()
+        } else {
+            query
+        })
     }
 
     /// Takes note of how a statement ended.
