@@ -2,6 +2,7 @@
 
 use std::{fmt, sync::Arc, time::Duration};
 
+pub use crate::held::{Activity, LeaseReport};
 use crate::{error::Rejected, kind::Kind};
 
 /// The name of a breaker, limiter, retry or shield in events and messages.
@@ -47,6 +48,12 @@ impl From<&'static str> for Name {
 impl From<String> for Name {
     fn from(name: String) -> Self {
         Self(Repr::Shared(name.into()))
+    }
+}
+
+impl From<Arc<str>> for Name {
+    fn from(name: Arc<str>) -> Self {
+        Self(Repr::Shared(name))
     }
 }
 
@@ -210,6 +217,27 @@ pub enum Event<'a> {
         /// The refusal.
         rejected: &'a Rejected,
     },
+    /// A connection is held for too long; said once of each lease.
+    Leak {
+        /// The database's name.
+        name: &'a Name,
+        /// Who holds it.
+        lease: &'a LeaseReport,
+    },
+    /// A connection came back that was held for too long.
+    LeakReturned {
+        /// The database's name.
+        name: &'a Name,
+        /// Who held it.
+        lease: &'a LeaseReport,
+    },
+    /// A transaction runs no statement for too long; said once of each lease.
+    IdleInTransaction {
+        /// The database's name.
+        name: &'a Name,
+        /// Who holds it.
+        lease: &'a LeaseReport,
+    },
 }
 
 /// Somebody who wants to know what happens in a stack.
@@ -253,7 +281,8 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 /// The observer that every part has unless told otherwise: hands events to [`tracing`].
 ///
 /// Nothing is logged at `ERROR`. A circuit that opens is `WARN`, every other transition `INFO`; a call that was given up is `WARN`. Retries and
-/// refusals are `DEBUG`, because under overload there are as many of them as calls.
+/// refusals are `DEBUG`, because under overload there are as many of them as calls. A connection that is held for too long and a transaction that
+/// idles are `WARN`, its return is `INFO`.
 #[cfg(feature = "tower")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracing;
@@ -297,6 +326,15 @@ impl Observer for Tracing {
             }
             Event::Refused { name, rejected } => {
                 tracing::debug!(%name, %rejected, "call refused");
+            }
+            Event::Leak { name, lease } => {
+                tracing::warn!(%name, lease = lease.id, report = %lease, "connection not given back");
+            }
+            Event::LeakReturned { name, lease } => {
+                tracing::info!(%name, lease = lease.id, report = %lease, "connection given back late");
+            }
+            Event::IdleInTransaction { name, lease } => {
+                tracing::warn!(%name, lease = lease.id, report = %lease, "transaction idle");
             }
         }
     }
@@ -357,5 +395,74 @@ impl Reporter {
 impl fmt::Debug for Reporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.name, f)
+    }
+}
+
+#[cfg(all(test, feature = "tower", not(steadfast_loom)))]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::Mutex,
+    };
+
+    use super::*;
+
+    #[test]
+    fn leases_are_logged_as_lines() {
+        let lease = LeaseReport {
+            id: 7,
+            location: None,
+            operation: Some(Name::new("list-orders")),
+            span: None,
+            statement: None,
+            age: Duration::from_secs(31),
+            activity: Activity::InTransaction,
+            activity_for: Duration::from_secs(12),
+            statements: 1,
+        };
+        let (name, lease) = (&Name::new("db"), &lease);
+        let logged = logged(&[
+            Event::Leak { name, lease },
+            Event::LeakReturned { name, lease },
+            Event::IdleInTransaction { name, lease },
+        ]);
+        let rest = "name=db lease=7 report=held for 31.0s, operation list-orders, in transaction, idle for 12.0s";
+        let expected = [
+            format!(" WARN connection not given back {rest}"),
+            format!(" INFO connection given back late {rest}"),
+            format!(" WARN transaction idle {rest}"),
+        ];
+        assert_eq!(logged.lines().collect::<Vec<_>>(), expected);
+    }
+
+    fn logged(events: &[Event<'_>]) -> String {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for event in events {
+                Tracing.on_event(event);
+            }
+        });
+        let log = log.0.lock().expect("nobody panics with it");
+        String::from_utf8(log.clone()).expect("text")
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 }

@@ -108,6 +108,7 @@ pub mod classify;
 pub mod error;
 pub mod event;
 mod fifo;
+mod held;
 mod kind;
 mod ring;
 mod shard;

@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What a result means, why we said no, what happened: they use nothing but each other.
-const LEAVES: [&str; 3] = ["kind", "error", "event"];
+const LEAVES: [&str; 4] = ["kind", "error", "event", "held"];
 
 /// What a leaf hands on although it is no leaf.
 const HANDED_ON: [(&str, &str); 1] = [("error.rs", "wrap")];
