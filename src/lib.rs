@@ -120,6 +120,8 @@ mod testing;
 mod ambient;
 #[cfg(feature = "tower")]
 pub mod breaker;
+#[cfg(feature = "sqlx")]
+pub mod db;
 #[cfg(feature = "tower")]
 pub mod deadline;
 #[cfg(feature = "test-util")]
@@ -144,6 +146,13 @@ mod breaker {
     mod circuit;
     mod gate;
     mod window;
+}
+#[cfg(not(feature = "tower"))]
+mod db {
+    mod lease;
+    mod meter;
+    mod stats;
+    mod usage;
 }
 #[cfg(not(feature = "tower"))]
 mod limit {
