@@ -1,5 +1,7 @@
 //! Databases.
 
+#[cfg(feature = "postgres")]
+mod diagnose;
 #[allow(dead_code)]
 mod lease;
 #[allow(dead_code)]
@@ -9,6 +11,8 @@ mod stats;
 #[allow(dead_code)]
 mod usage;
 
+#[cfg(feature = "postgres")]
+pub use diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 pub use stats::{Health, Level, Reason, Stats};
 
 pub use crate::event::{Activity, LeaseReport};
