@@ -76,6 +76,8 @@
 mod book;
 mod checkout;
 mod config;
+#[cfg(feature = "postgres")]
+mod diagnose;
 mod driver;
 mod executor;
 mod generate;
@@ -128,6 +130,8 @@ pub use self::{
     stats::{Health, Level, Reason, Stats},
     transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
 };
+#[cfg(feature = "postgres")]
+pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 pub use crate::event::{Activity, LeaseReport};
 use crate::{
     breaker::{Breaker, WhenOpen},
