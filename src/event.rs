@@ -1,6 +1,11 @@
 //! What a stack reports: one enum of events, delivered to an [`Observer`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use crate::held::{Activity, LeaseReport};
 use crate::{error::Rejected, kind::Kind};
@@ -15,10 +20,10 @@ use crate::{error::Rejected, kind::Kind};
 /// let tenant = Name::from(format!("tenant-{}", 7));
 /// assert_eq!(tenant.as_str(), "tenant-7");
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct Name(Repr);
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 enum Repr {
     Static(&'static str),
     Shared(Arc<str>),
@@ -36,6 +41,21 @@ impl Name {
             Repr::Static(name) => name,
             Repr::Shared(name) => name,
         }
+    }
+}
+
+/// By their text, wherever that lies.
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 

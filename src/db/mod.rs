@@ -108,8 +108,12 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "postgres")]
+use futures_core::future::BoxFuture;
 use sqlx::Pool;
 
+#[cfg(feature = "postgres")]
+pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 use self::{
     book::Book,
     checkout::{Admin, Inner, Settings, Shields},
@@ -130,8 +134,6 @@ pub use self::{
     stats::{Health, Level, Reason, Stats},
     transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
 };
-#[cfg(feature = "postgres")]
-pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 pub use crate::event::{Activity, LeaseReport};
 use crate::{
     breaker::{Breaker, WhenOpen},
@@ -334,7 +336,7 @@ impl<DB: Driver> Db<DB> {
         }
     }
 
-    /// Runs a transaction as one unit, and repeats the whole of it where that is safe.
+    /// Runs a transaction as one unit, which is repeated where that is safe.
     ///
     /// `closure` gets a handle that is an `Executor` as `&mut tx`. Where it returns `Ok`, the transaction is committed; where it returns an error, rolled back.
     /// It is called again after a statement failed because a rival won, whatever the closure made of that failure, and where the connection was lost before
@@ -538,7 +540,6 @@ impl<DB: Driver> Db<DB> {
             location: location.or(self.location),
             operation: self.operation.clone(),
             span: span.metadata().map(|span| span.name()),
-            ..Taken::default()
         }
     }
 
@@ -554,6 +555,54 @@ impl<DB: Driver> Db<DB> {
             }
             kind => kind,
         }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Db<sqlx::Postgres> {
+    /// Asks the server who is connected, who is slow, and who blocks whom.
+    ///
+    /// It does so beside the pool, so that it works while the pool is full. Long-running is what has run for so long. See [`diagnose()`].
+    ///
+    /// # Errors
+    /// What connecting or the server says.
+    ///
+    /// # Cancel safety
+    /// It changes nothing.
+    pub async fn diagnose(&self, long_running: Duration) -> Result<Diagnosis, sqlx::Error> {
+        fn ask<'e>(
+            connection: &'e mut sqlx::PgConnection,
+            long_running: &'e Duration,
+        ) -> BoxFuture<'e, Result<Diagnosis, sqlx::Error>> {
+            Box::pin(diagnose(connection, *long_running))
+        }
+        self.inner.with_admin(ADMIN, &long_running, ask).await
+    }
+
+    /// Ends the idle sessions of this role and application on the server, for emergencies; says how many.
+    ///
+    /// A session is idle, in a transaction or not, if it has run nothing for longer than `older_than`. The application's name is the pool's. See
+    /// [`terminate_idle()`] for what is spared.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the pool's connections have no application name; else what connecting or the server says.
+    ///
+    /// # Cancel safety
+    /// Once it was polled, sessions may have been ended.
+    pub async fn terminate_idle(&self, older_than: Duration) -> Result<u64, sqlx::Error> {
+        let options = self.inner.pool.connect_options();
+        let application = options
+            .get_application_name()
+            .unwrap_or_default()
+            .to_owned();
+        let about = (application, older_than);
+        fn ask<'e>(
+            connection: &'e mut sqlx::PgConnection,
+            (application, older_than): &'e (String, Duration),
+        ) -> BoxFuture<'e, Result<u64, sqlx::Error>> {
+            Box::pin(terminate_idle(connection, application, *older_than))
+        }
+        self.inner.with_admin(ADMIN, &about, ask).await
     }
 }
 
@@ -851,6 +900,10 @@ impl<DB: Driver> fmt::Debug for Builder<DB> {
 
 /// The server ends a statement so much earlier than we would.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// A question about all sessions of a server.
+#[cfg(feature = "postgres")]
+const ADMIN: Duration = Duration::from_secs(10);
 
 /// How soon a database that waits for its server looks again.
 const SOON: Duration = Duration::from_millis(100);
