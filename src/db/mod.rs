@@ -139,7 +139,7 @@ use crate::{
     breaker::{Breaker, WhenOpen},
     classify::{self, Phase},
     error::{ConfigError, Wrapped},
-    event::{Name, Observer, Reporter},
+    event::{Name, Observer, Reporter, State},
     kind::Kind,
     limit::ConcurrencyLimiter,
     retry::{Budget, Retry},
@@ -484,7 +484,11 @@ impl<DB: Driver> Db<DB> {
 
     /// Whether to send calls here, and what is the matter.
     pub fn health(&self) -> Health {
-        let stats = self.inner.stats();
+        let mut stats = self.inner.stats();
+        if self.inner.breaker.is_due() {
+            // Without calls nobody would find out that the database is back.
+            stats.circuit = State::HalfOpen;
+        }
         let sustained =
             self.inner
                 .book
