@@ -80,7 +80,14 @@
 //! [`error::Wrapped`]`(classify)`.
 //!
 //! # A database
-//! [`Db`](db::Db) stands wherever an `&Pool` of sqlx stood: see [`db`].
+#![cfg_attr(
+    feature = "sqlx",
+    doc = "[`Db`](db::Db) stands wherever an `&Pool` of sqlx stood: see [`db`]."
+)]
+#![cfg_attr(
+    not(feature = "sqlx"),
+    doc = "With the feature `sqlx`, `db::Db` stands wherever an `&Pool` of sqlx stood."
+)]
 //!
 //! # Where to look
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and
@@ -125,6 +132,15 @@ mod ambient;
 pub mod breaker;
 #[cfg(feature = "sqlx")]
 #[cfg_attr(docsrs, doc(cfg(feature = "sqlx")))]
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "each database uses a part of what they share"
+    )
+)]
 pub mod db;
 #[cfg(feature = "tower")]
 pub mod deadline;
