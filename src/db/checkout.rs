@@ -26,7 +26,7 @@ use std::{
 };
 
 use futures_core::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, Pool, pool::PoolConnection};
+use sqlx::{ConnectOptions, Connection, Database, Pool, pool::PoolConnection};
 use tokio::{runtime::Handle, sync};
 
 use crate::{
@@ -275,7 +275,7 @@ impl<DB: Driver> Inner<DB> {
         self: &Arc<Self>,
         limit: Duration,
         about: &A,
-        ask: for<'e> fn(&'e mut DB::Connection, &'e A) -> BoxFuture<'e, Result<T, sqlx::Error>>,
+        ask: Ask<DB, A, T>,
     ) -> Result<T, sqlx::Error> {
         let mut kept = self.admin.connection.lock().await;
         loop {
@@ -375,7 +375,7 @@ impl<DB: Driver> Inner<DB> {
                     inner.keeping.store(false, Ordering::Release);
                     // Whoever left something meanwhile found us still there.
                     if inner.is_tidy() || inner.keeping.swap(true, Ordering::AcqRel) {
-                        return keeper.is_done();
+                        return keeper.done();
                     }
                 }
             }
@@ -408,7 +408,7 @@ struct Keeper<DB: Driver>(Weak<Inner<DB>>);
 
 impl<DB: Driver> Keeper<DB> {
     /// It has said already that it is gone.
-    fn is_done(mut self) {
+    fn done(mut self) {
         self.0 = Weak::new();
     }
 }
@@ -431,6 +431,12 @@ impl<DB: Driver> Drop for Asked<DB> {
         }
     }
 }
+
+/// A question to the server about something.
+type Ask<DB, A, T> = for<'e> fn(
+    &'e mut <DB as Database>::Connection,
+    &'e A,
+) -> BoxFuture<'e, Result<T, sqlx::Error>>;
 
 /// Why there is no connection.
 enum WhyNot {
