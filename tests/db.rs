@@ -179,3 +179,19 @@ async fn a_call_takes_one_round_trip_where_a_plain_pool_takes_three() -> Result<
     assert!(plain.round_trips >= 3 * calls, "{plain:?}");
     Ok(())
 }
+
+/// What the macros need to know of these queries lies in `.sqlx`.
+#[tokio::test]
+async fn the_macros_work() -> Result<(), sqlx::Error> {
+    let Some(server) = Postgres::start() else {
+        return Ok(());
+    };
+    let db = PgDb::new(PgPoolOptions::new().connect_lazy_with(server.options()));
+    let row = sqlx::query!("SELECT 1 + $1::int4 AS sum", 4).fetch_one(&db).await?;
+    assert_eq!(row.sum, Some(5));
+    let sums = db.transaction(|mut tx| async move {
+        sqlx::query_scalar!("SELECT 1 + $1::int4 AS sum", 5).fetch_all(&mut tx).await
+    });
+    assert_eq!(sums.await?, [Some(6)]);
+    Ok(())
+}
