@@ -187,10 +187,14 @@ async fn the_macros_work() -> Result<(), sqlx::Error> {
         return Ok(());
     };
     let db = PgDb::new(PgPoolOptions::new().connect_lazy_with(server.options()));
-    let row = sqlx::query!("SELECT 1 + $1::int4 AS sum", 4).fetch_one(&db).await?;
+    let row = sqlx::query!("SELECT 1 + $1::int4 AS sum", 4)
+        .fetch_one(&db)
+        .await?;
     assert_eq!(row.sum, Some(5));
     let sums = db.transaction(|mut tx| async move {
-        sqlx::query_scalar!("SELECT 1 + $1::int4 AS sum", 5).fetch_all(&mut tx).await
+        sqlx::query_scalar!("SELECT 1 + $1::int4 AS sum", 5)
+            .fetch_all(&mut tx)
+            .await
     });
     assert_eq!(sums.await?, [Some(6)]);
     Ok(())

@@ -382,10 +382,12 @@ impl<DB: Driver> Inner<DB> {
         });
     }
 
-    async fn keep_house(&self) {
+    async fn keep_house(self: &Arc<Self>) {
         let now = time::now();
         for session in self.at_hand.stale(now) {
-            self.return_to_pool(session).await;
+            // Each by itself: one may be silent.
+            let inner = Arc::clone(self);
+            tokio::spawn(async move { inner.return_to_pool(session).await });
         }
         self.book
             .report_overdue(&self.reporter, self.settings.patience, now);

@@ -71,6 +71,7 @@
 //! - A statement that commits inside (`CALL`, `DO`) can't be told from one that does not: use [`Db::once`].
 //! - `BEGIN` through `&db` opens a transaction that nobody ends. Use [`Db::begin`].
 //! - The pool may be used beside it. Its calls then compete for the connections that are left, without a queue.
+//! - Stopping statements, and asking what became of a COMMIT, takes a connection beside the pool's. It is closed after ten seconds without use.
 //! - Connections that were used in the last half second are kept at hand, so the pool counts them as in use.
 
 mod book;
@@ -551,10 +552,26 @@ impl<DB: Driver> Db<DB> {
         self.inner.checkout(self.taken(None)).await
     }
 
-    /// What an error of a closure with several statements means: those before it may have been done.
+    /// What an error of a closure with several statements means.
     fn judge_call(&self, error: &sqlx::Error) -> Kind {
-        match classify::database(error, Phase::Statement).kind {
-            Kind::Conflict | Kind::Unavailable | Kind::Overloaded | Kind::Saturated => {
+        self.of_part(classify::database(error, Phase::Statement).kind)
+    }
+
+    /// A failure of what may have been one of several statements, if it was.
+    fn judge_part(&self, mut judged: Judged<sqlx::Error>, several: bool) -> Judged<sqlx::Error> {
+        if several {
+            judged.kind = self.of_part(judged.kind);
+        }
+        judged
+    }
+
+    /// What a failure means for the whole of which it is a part: what came before it may have been done.
+    fn of_part(&self, kind: Kind) -> Kind {
+        match kind {
+            kind if self.repeat == Repeat::Idempotent => kind,
+            // The database is well, but the whole can't be repeated.
+            Kind::Conflict => Kind::Invalid,
+            Kind::Unavailable | Kind::Overloaded | Kind::Saturated | Kind::TimedOut => {
                 Kind::Ambiguous
             }
             kind => kind,
