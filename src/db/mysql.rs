@@ -122,12 +122,14 @@ fn shorten(limits: Limits) -> String {
 }
 
 /// Undoes [`shorten`]; without effect where there is nothing to undo.
+///
+/// A variable that was never set counts as a text, which no limit can be set to without a cast.
 const RESTORE: &str = "SET SESSION innodb_lock_wait_timeout = \
-     COALESCE(@steadfast_lock, @@SESSION.innodb_lock_wait_timeout) \
+     CAST(COALESCE(@steadfast_lock, @@SESSION.innodb_lock_wait_timeout) AS UNSIGNED) \
      /*M!100108 , SESSION max_statement_time = \
-     COALESCE(@steadfast_statement, @@SESSION.max_statement_time) */ \
+     CAST(COALESCE(@steadfast_statement, @@SESSION.max_statement_time) AS DOUBLE) */ \
      /*!50708 , SESSION max_execution_time = \
-     COALESCE(@steadfast_statement, @@SESSION.max_execution_time) */, \
+     CAST(COALESCE(@steadfast_statement, @@SESSION.max_execution_time) AS UNSIGNED) */, \
      @steadfast_lock = NULL, @steadfast_statement = NULL";
 
 /// Sends a text as it is, and reads its last row.
