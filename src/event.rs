@@ -1,6 +1,11 @@
 //! What a stack reports: one enum of events, delivered to an [`Observer`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use crate::held::{Activity, LeaseReport};
 use crate::{error::Rejected, kind::Kind};
@@ -15,10 +20,10 @@ use crate::{error::Rejected, kind::Kind};
 /// let tenant = Name::from(format!("tenant-{}", 7));
 /// assert_eq!(tenant.as_str(), "tenant-7");
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct Name(Repr);
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 enum Repr {
     Static(&'static str),
     Shared(Arc<str>),
@@ -36,6 +41,21 @@ impl Name {
             Repr::Static(name) => name,
             Repr::Shared(name) => name,
         }
+    }
+}
+
+/// By their text, wherever that lies.
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -395,5 +415,74 @@ impl Reporter {
 impl fmt::Debug for Reporter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(&self.name, f)
+    }
+}
+
+#[cfg(all(test, feature = "tower", not(steadfast_loom)))]
+mod tests {
+    use std::{
+        io::{self, Write},
+        sync::Mutex,
+    };
+
+    use super::*;
+
+    #[test]
+    fn leases_are_logged_as_lines() {
+        let lease = LeaseReport {
+            id: 7,
+            location: None,
+            operation: Some(Name::new("list-orders")),
+            span: None,
+            statement: None,
+            age: Duration::from_secs(31),
+            activity: Activity::InTransaction,
+            activity_for: Duration::from_secs(12),
+            statements: 1,
+        };
+        let (name, lease) = (&Name::new("db"), &lease);
+        let logged = logged(&[
+            Event::Leak { name, lease },
+            Event::LeakReturned { name, lease },
+            Event::IdleInTransaction { name, lease },
+        ]);
+        let rest = "name=db lease=7 report=held for 31.0s, operation list-orders, in transaction, idle for 12.0s";
+        let expected = [
+            format!(" WARN connection not given back {rest}"),
+            format!(" INFO connection given back late {rest}"),
+            format!(" WARN transaction idle {rest}"),
+        ];
+        assert_eq!(logged.lines().collect::<Vec<_>>(), expected);
+    }
+
+    fn logged(events: &[Event<'_>]) -> String {
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_ansi(false)
+            .with_target(false)
+            .without_time()
+            .with_writer(move || writer.clone())
+            .finish();
+        tracing::subscriber::with_default(subscriber, || {
+            for event in events {
+                Tracing.on_event(event);
+            }
+        });
+        let log = log.0.lock().expect("nobody panics with it");
+        String::from_utf8(log.clone()).expect("text")
+    }
+
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.0.lock().expect("nobody panics with it").write(bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
     }
 }

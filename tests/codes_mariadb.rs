@@ -33,7 +33,7 @@ use steadfast::{
 use tokio::time::sleep;
 
 use crate::{
-    codes::{Said, assert_provoked},
+    codes::{assert_in_both_phases, execute, provoked},
     proxy::{Fault, Proxy},
     server::mariadb::MariaDb,
 };
@@ -482,14 +482,7 @@ impl Database {
 
     /// Runs what must fail as a statement that commits by itself, and in a transaction.
     async fn assert_in_both_phases(&self, number: u16, statement: &str) {
-        let mut ours = self.connect().await;
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(number, &error, Phase::Statement);
-        execute(&mut ours, "BEGIN").await.unwrap();
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(number, &error, Phase::Transaction);
-        // The session goes on.
-        execute(&mut ours, "ROLLBACK").await.unwrap();
+        assert_in_both_phases(&mut self.connect().await, number, statement).await;
     }
 
     /// Has an operator stop our session while an insert of ours is sleeping.
@@ -570,13 +563,6 @@ fn shared() -> Option<&'static MariaDb> {
     Some(SHARED.get_or_init(|| MariaDb::start().expect("it is not skipped")))
 }
 
-async fn execute(connection: &mut MySqlConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(connection)
-        .await
-        .map(|_| ())
-}
-
 async fn id(connection: &mut MySqlConnection) -> u64 {
     let sql = "SELECT CAST(CONNECTION_ID() AS UNSIGNED)";
     sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
@@ -586,18 +572,6 @@ fn number_of(error: &sqlx::Error) -> u16 {
     let reported = error.as_database_error();
     let reported = reported.unwrap_or_else(|| panic!("not reported by the server: {error:?}"));
     reported.downcast_ref::<MySqlDatabaseError>().number()
-}
-
-/// Asserts that it is this number, and that all is said about it.
-fn provoked(number: u16, error: &sqlx::Error, phase: Phase) {
-    assert_eq!(number_of(error), number, "{error:?}");
-    let said = Said {
-        database: "mysql",
-        code: &number.to_string(),
-        severity: "-",
-        routine: None,
-    };
-    assert_provoked(said, phase, classify::database(error, phase));
 }
 
 const TABLES: &str = "

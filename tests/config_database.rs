@@ -8,7 +8,12 @@
 #[path = "support/server.rs"]
 mod server;
 
-use std::time::Duration;
+use std::{
+    env,
+    io::{Write, stdout},
+    process::Command,
+    time::Duration,
+};
 
 use sqlx::{
     AssertSqlSafe, Executor, MySql, MySqlPool, PgPool, Postgres, Sqlite, SqlitePool,
@@ -16,6 +21,7 @@ use sqlx::{
 };
 use steadfast::db::{Config, PoolerMode, Preset};
 use tempfile::tempdir;
+use tokio::time::{sleep, timeout};
 
 use crate::server::{mariadb::MariaDb, postgres};
 
@@ -82,8 +88,8 @@ async fn postgres_ends_what_takes_longer_than_a_statement_may() {
     };
     let preset = Preset::web().statement(50 * MS).lock(20 * MS);
     let pool = of_postgres(&postgres_config(&server).preset(preset));
-    let slow = sqlx::query("SELECT pg_sleep(60)").execute(&pool).await;
-    assert_eq!(code(slow.unwrap_err()), "57014");
+    let slow = timeout(10_000 * MS, pool.execute("SELECT pg_sleep(60)")).await;
+    assert_eq!(code(slow.expect("it is ended").unwrap_err()), "57014");
 
     pool.execute("CREATE TABLE item ()").await.unwrap();
     let mut holder = pool.begin().await.unwrap();
@@ -122,7 +128,8 @@ async fn mariadb_ends_what_takes_longer_than_a_statement_may() {
     let pool = of_mariadb(&mariadb_config(&server).preset(preset));
     // `SLEEP` is woken by it and says so as a 1; this is ended.
     let slow = "SELECT COUNT(*) FROM seq_1_to_1000000 a, seq_1_to_1000000 b";
-    let error = pool.execute(slow).await.unwrap_err();
+    let slow = timeout(10_000 * MS, pool.execute(slow)).await;
+    let error = slow.expect("it is ended").unwrap_err();
     let error = error.into_database_error().expect("the server's own");
     assert_eq!(error.downcast_ref::<MySqlDatabaseError>().number(), 1969);
 }
@@ -158,10 +165,29 @@ async fn a_connection_is_replaced_in_the_last_tenth_of_its_time() {
         let preset = Preset::web().pool_size(1).recycle(recycle);
         let pool = of_postgres(&postgres_config(&server).preset(preset));
         let first = backend(&pool).await;
-        tokio::time::sleep(950 * MS).await;
+        sleep(950 * MS).await;
         assert_eq!(backend(&pool).await != first, replaces, "{recycle:?}");
         pool.close().await;
     }
+}
+
+/// A process can't safely change its own, so a child of it reads what it was given.
+#[test]
+fn the_environment_of_the_process_is_read() {
+    if env::var_os("STEADFAST_READS").is_some() {
+        let options = Config::from_env().unwrap().pool_options::<Sqlite>();
+        // Not `println!`, which a test's output may be taken from.
+        writeln!(stdout(), "of {}", options.unwrap().get_max_connections()).unwrap();
+        return;
+    }
+    let mut child = Command::new(env::current_exe().unwrap());
+    child.args(["--exact", "the_environment_of_the_process_is_read"]);
+    child.env("STEADFAST_READS", "1");
+    child.env("DATABASE_URL", "sqlite://shop.db");
+    child.env("DB_POOL_SIZE", "7").env("DB_MAX_OVERFLOW", "2");
+    let output = child.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(said.contains("of 9"), "{said}");
 }
 
 fn postgres_config(server: &postgres::Postgres) -> Config {

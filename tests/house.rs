@@ -8,7 +8,7 @@ use std::{
 };
 
 /// What a result means, why we said no, what happened: they use nothing but each other.
-const LEAVES: [&str; 3] = ["kind", "error", "event"];
+const LEAVES: [&str; 4] = ["kind", "error", "event", "held"];
 
 /// What a leaf hands on although it is no leaf.
 const HANDED_ON: [(&str, &str); 1] = [("error.rs", "wrap")];
@@ -20,7 +20,7 @@ const PURE_PLUMBING: [&str; 4] = ["fifo", "ring", "shard", "sync"];
 const PATTERNS: [&str; 4] = ["breaker", "retry", "limit", "deadline"];
 
 /// The pure cores of each folder. Not all have to exist, but where the folder does, one of them must.
-const CORES: [(&str, &[&str]); 5] = [
+const CORES: [(&str, &[&str]); 6] = [
     ("breaker", &["circuit.rs", "gate.rs", "window.rs"]),
     ("retry", &["schedule.rs", "backoff.rs", "balance.rs"]),
     ("limit", &["gate.rs", "estimate.rs"]),
@@ -29,6 +29,7 @@ const CORES: [(&str, &[&str]); 5] = [
         &["sqlstate.rs", "mysql.rs", "sqlite.rs", "io.rs"],
     ),
     ("fault", &["plan.rs"]),
+    ("db", &["lease.rs", "usage.rs", "meter.rs", "stats.rs"]),
 ];
 
 #[test]

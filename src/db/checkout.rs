@@ -18,7 +18,7 @@ use std::{
     fmt, io,
     pin::pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
     task::Poll,
@@ -26,8 +26,8 @@ use std::{
 };
 
 use futures_core::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, Pool, pool::PoolConnection};
-use tokio::sync;
+use sqlx::{ConnectOptions, Connection, Database, Pool, pool::PoolConnection};
+use tokio::{runtime::Handle, sync};
 
 use crate::{
     ambient,
@@ -254,7 +254,7 @@ impl<DB: Driver> Inner<DB> {
         let opened = self.connect().await?;
         self.admin.reached(time::now());
         *connection = Some(opened);
-        self.keep_house_later();
+        self.keep_house_later(&Handle::current());
         Ok(())
     }
 
@@ -275,7 +275,7 @@ impl<DB: Driver> Inner<DB> {
         self: &Arc<Self>,
         limit: Duration,
         about: &A,
-        ask: for<'e> fn(&'e mut DB::Connection, &'e A) -> BoxFuture<'e, Result<T, sqlx::Error>>,
+        ask: Ask<DB, A, T>,
     ) -> Result<T, sqlx::Error> {
         let mut kept = self.admin.connection.lock().await;
         loop {
@@ -288,7 +288,7 @@ impl<DB: Driver> Inner<DB> {
                 Some(Ok(answer)) => {
                     *kept = Some(connection);
                     self.admin.reached(time::now());
-                    self.keep_house_later();
+                    self.keep_house_later(&Handle::current());
                     return Ok(answer);
                 }
                 Some(Err(sqlx::Error::Database(error))) if !is_fatal(&*error) => {
@@ -330,7 +330,7 @@ impl<DB: Driver> Inner<DB> {
             return;
         }
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(),
+            Ok(()) => self.keep_house_later(&Handle::current()),
             Err(session) => {
                 let inner = Arc::clone(self);
                 let runtime = session.runtime();
@@ -344,7 +344,7 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) async fn put_at_hand(self: &Arc<Self>, session: Session<DB>) {
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(),
+            Ok(()) => self.keep_house_later(&Handle::current()),
             Err(session) => self.return_to_pool(session).await,
         }
     }
@@ -358,31 +358,36 @@ impl<DB: Driver> Inner<DB> {
     }
 
     /// Starts the task that looks after what lies around, unless it runs.
-    pub(super) fn keep_house_later(self: &Arc<Self>) {
+    pub(super) fn keep_house_later(self: &Arc<Self>, runtime: &Handle) {
         // Relaxed: whoever finds it running has left something, which the task's last look comes after, or is told by the swap.
         if self.keeping.load(Ordering::Relaxed) || self.keeping.swap(true, Ordering::AcqRel) {
             return;
         }
-        let weak = Arc::downgrade(self);
-        tokio::spawn(async move {
+        let keeper = Keeper(Arc::downgrade(self));
+        runtime.spawn(async move {
             loop {
                 time::sleep(FRESH / 2).await;
-                let Some(inner) = weak.upgrade() else { return };
+                let Some(inner) = keeper.0.upgrade() else {
+                    return;
+                };
                 inner.keep_house().await;
                 if inner.is_tidy() {
                     inner.keeping.store(false, Ordering::Release);
+                    // Whoever left something meanwhile found us still there.
                     if inner.is_tidy() || inner.keeping.swap(true, Ordering::AcqRel) {
-                        return;
+                        return keeper.done();
                     }
                 }
             }
         });
     }
 
-    async fn keep_house(&self) {
+    async fn keep_house(self: &Arc<Self>) {
         let now = time::now();
         for session in self.at_hand.stale(now) {
-            self.return_to_pool(session).await;
+            // Each by itself: one may be silent.
+            let inner = Arc::clone(self);
+            tokio::spawn(async move { inner.return_to_pool(session).await });
         }
         self.book
             .report_overdue(&self.reporter, self.settings.patience, now);
@@ -400,6 +405,24 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
+/// The task that looks after what lies around. Should its runtime end, somebody else takes over.
+struct Keeper<DB: Driver>(Weak<Inner<DB>>);
+
+impl<DB: Driver> Keeper<DB> {
+    /// It has said already that it is gone.
+    fn done(mut self) {
+        self.0 = Weak::new();
+    }
+}
+
+impl<DB: Driver> Drop for Keeper<DB> {
+    fn drop(&mut self) {
+        if let Some(inner) = self.0.upgrade() {
+            inner.keeping.store(false, Ordering::Release);
+        }
+    }
+}
+
 /// A session that was asked whether it is well. Dropped, it is closed.
 struct Asked<DB: Driver>(Option<Session<DB>>);
 
@@ -410,6 +433,12 @@ impl<DB: Driver> Drop for Asked<DB> {
         }
     }
 }
+
+/// A question to the server about something.
+type Ask<DB, A, T> = for<'e> fn(
+    &'e mut <DB as Database>::Connection,
+    &'e A,
+) -> BoxFuture<'e, Result<T, sqlx::Error>>;
 
 /// Why there is no connection.
 enum WhyNot {

@@ -288,7 +288,7 @@ mod tests {
         #[test]
         fn a_quantile_is_off_by_at_most_a_sixteenth(
             mut took in prop::collection::vec((10_u32..38).prop_flat_map(|log| 1_u64 << log..2_u64 << log), 1..200),
-            share in 0.0..=1.0,
+            share in 0.0..=1.0_f64,
         ) {
             took.iter_mut().for_each(|nanos| *nanos = (*nanos).min((1 << 38) - 1));
             let start = start();

@@ -30,15 +30,32 @@ pub(super) fn reap<DB: Driver>(
 ) {
     let inner = Arc::clone(inner);
     inner.book.close(key, &inner.reporter);
-    inner.book.reaping.fetch_add(1, Ordering::Relaxed);
-    session.runtime().spawn(async move {
+    let runtime = session.runtime();
+    let reaping = Reaping::count(&inner);
+    runtime.spawn(async move {
         let cleaned = clean(&inner, session, state).await;
-        inner.book.reaping.fetch_sub(1, Ordering::Relaxed);
+        drop(reaping);
         if let Some(session) = cleaned {
             inner.put_at_hand(session).await;
         }
         drop(hold);
     });
+}
+
+/// One connection that is being cleaned, in the statistics.
+struct Reaping<DB: Driver>(Arc<Inner<DB>>);
+
+impl<DB: Driver> Reaping<DB> {
+    fn count(inner: &Arc<Inner<DB>>) -> Self {
+        inner.book.reaping.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(inner))
+    }
+}
+
+impl<DB: Driver> Drop for Reaping<DB> {
+    fn drop(&mut self) {
+        self.0.book.reaping.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 /// The connection with nothing running on it and no transaction open; or `None`, once the server is done with it.
@@ -62,7 +79,10 @@ async fn clean<DB: Driver>(
     }
     let stoppable = identity.filter(|identity| identity.session.is_some());
     let stopped = match &stoppable {
-        Some(identity) if DB::CANCELS => inner.with_admin(STOP, identity, DB::cancel).await.is_ok(),
+        Some(identity) if DB::CANCELS => {
+            let cancelled = inner.with_admin(STOP, identity, DB::cancel);
+            matches!(time::within(STOP, cancelled).await, Some(Ok(())))
+        }
         _ => false,
     };
     let patience = match (DB::CANCELS, stopped) {
