@@ -29,11 +29,15 @@ impl Backend for MySql {
     ) -> BoxFuture<'e, Result<Identity, sqlx::Error>> {
         Box::pin(async move {
             let sql = format!("ROLLBACK; {RESTORE}; SELECT CAST(CONNECTION_ID() AS SIGNED)");
+            let mut refused = no_answer();
             for _ in 0..LATE {
                 let row = match ask(connection, AssertSqlSafe(sql.clone())).await {
                     Ok(row) => row.ok_or_else(no_answer)?,
                     // The answer of a statement that was stopped.
-                    Err(sqlx::Error::Database(_)) => continue,
+                    Err(error @ sqlx::Error::Database(_)) => {
+                        refused = error;
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 };
                 return Ok(Identity {
@@ -41,7 +45,7 @@ impl Backend for MySql {
                     stop: None,
                 });
             }
-            Err(no_answer())
+            Err(refused)
         })
     }
 
