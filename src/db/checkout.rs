@@ -123,7 +123,9 @@ impl<DB: Driver> Inner<DB> {
             }
             let connection = self.from_pool(by).await?;
             let new = self.at_hand.admit(connection, time::now());
-            let trusted = self.settings.pool_pings || !self.settings.pre_ping;
+            // Where there is somebody to stop, it must be known who that is before the first statement.
+            let pinged = self.settings.pool_pings && self.settings.pooler != PoolerMode::Direct;
+            let trusted = pinged || !self.settings.pre_ping;
             if trusted && DB::CANCELS {
                 break new;
             }
