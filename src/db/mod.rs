@@ -110,6 +110,8 @@ use std::{
 
 use sqlx::Pool;
 
+#[cfg(feature = "postgres")]
+pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 use self::{
     book::Book,
     checkout::{Admin, Inner, Settings, Shields},
@@ -130,8 +132,6 @@ pub use self::{
     stats::{Health, Level, Reason, Stats},
     transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
 };
-#[cfg(feature = "postgres")]
-pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
 pub use crate::event::{Activity, LeaseReport};
 use crate::{
     breaker::{Breaker, WhenOpen},

@@ -357,7 +357,11 @@ fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
         .chars()
         .filter(|letter| letter.is_ascii_alphanumeric() || *letter == '.')
         .collect();
-    let templates = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    // Examples have no folder for the files of tests.
+    let templates = option_env!("CARGO_TARGET_TMPDIR").map_or_else(
+        || env::temp_dir().join("steadfast-templates"),
+        PathBuf::from,
+    );
     let template = templates.join(format!("{}-{version}", K::NAME));
     let data = home.join("data");
     if !template.is_dir() {
@@ -366,7 +370,7 @@ fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
             command.uid(user).gid(group);
         }
         run(command.current_dir(home));
-        fs::create_dir_all(templates).expect("the target folder can be written");
+        fs::create_dir_all(&templates).expect("the target folder can be written");
         let name = home.file_name().expect("it has a name");
         let draft = templates.join(name);
         run(Command::new("cp").arg("-R").arg(&data).arg(&draft));
