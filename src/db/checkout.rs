@@ -35,7 +35,7 @@ use crate::{
     classify::{self, Phase},
     db::{
         book::Book,
-        driver::{Driver, Flags},
+        driver::{Driver, Flags, Identity, Limits},
         guard::Lease,
         lease::{Patience, Taken},
         pooler::PoolerMode,
@@ -87,6 +87,8 @@ pub(super) struct Settings {
     pub(super) lock: Duration,
     pub(super) idle_in_transaction: Duration,
     pub(super) check_interval: Duration,
+    /// What is said with each transaction, as it could not be said when connecting.
+    pub(super) check_behind: Option<Duration>,
     /// Whether to wait while the server is away, rather than to say so.
     pub(super) waits: bool,
     /// Whether sqlx asks a connection by itself before it hands it out.
@@ -152,12 +154,8 @@ impl<DB: Driver> Inner<DB> {
         let limit = PING.min(self.settings.acquire);
         let answer = DB::identify(session.connection(), &self.flags);
         match time::within(limit, answer).await {
-            Some(Ok(mut identity)) => {
-                if self.settings.pooler != PoolerMode::Direct {
-                    // The server's session behind a pooler may be another one with each transaction.
-                    identity.session = None;
-                }
-                self.at_hand.vouch(session, identity);
+            Some(Ok(identity)) => {
+                self.at_hand.vouch(session, self.reliable(identity));
                 Ok(asked.0.take().expect("it is there until it answered"))
             }
             failed => {
@@ -169,6 +167,45 @@ impl<DB: Driver> Inner<DB> {
                 Err(failed.and_then(Result::err).unwrap_or_else(silent))
             }
         }
+    }
+
+    /// What is known of a connection, as far as it stays true.
+    pub(super) fn reliable(&self, mut identity: Identity) -> Identity {
+        if self.settings.pooler != PoolerMode::Direct {
+            // The server's session behind a pooler may be another one with each transaction.
+            identity.session = None;
+        }
+        identity
+    }
+
+    /// Until when the server may be busy with a transaction that begins now.
+    pub(super) fn limits(&self, now: Instant) -> Limits {
+        let settings = &self.settings;
+        let left =
+            ambient::current().map_or(settings.deadline, |at| at.saturating_duration_since(now));
+        // The server ends a statement a little earlier than we would.
+        let left = left.saturating_sub(EARLIER);
+        Limits {
+            statement: settings.statement.min(left),
+            lock: settings.lock.min(left),
+            idle: settings.idle_in_transaction.min(left + EARLIER + IDLE),
+            check: settings.check_behind,
+        }
+    }
+
+    /// Whether a connection can be one's own for longer than a transaction.
+    pub(super) fn has_sessions(&self) -> Result<(), sqlx::Error> {
+        if !self.is_plain() {
+            return Ok(());
+        }
+        let why = "behind a pooler by transaction no connection is one's own: use `begin` or `transaction`, \
+                   or, if the pooler knows prepared statements, PoolerMode::TransactionWithPrepared";
+        Err(sqlx::Error::Configuration(why.into()))
+    }
+
+    /// Whether named statements must not be left behind on the server.
+    pub(super) fn is_plain(&self) -> bool {
+        self.settings.pooler == PoolerMode::TransactionPlain
     }
 
     /// A connection from sqlx's pool, or why there is none.
@@ -561,3 +598,9 @@ const BELIEVED: Duration = Duration::from_secs(1);
 const ADMIN_IDLE: Duration = Duration::from_secs(10);
 
 const GOODBYE: Duration = Duration::from_millis(200);
+
+/// The server ends a statement so much earlier than its client, so that the client gets an answer.
+const EARLIER: Duration = Duration::from_millis(50);
+
+/// A transaction that we do not end for so long after its deadline is ended by the server.
+const IDLE: Duration = Duration::from_secs(1);

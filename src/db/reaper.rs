@@ -14,6 +14,8 @@
 
 use std::{sync::Arc, sync::atomic::Ordering, time::Duration};
 
+use sqlx::Connection;
+
 use crate::{
     db::{book::Key, checkout::Inner, driver::Driver, guard::State, session::Session},
     limit::Hold,
@@ -87,6 +89,8 @@ async fn clean<DB: Driver>(
     };
     let patience = match (DB::CANCELS, stopped) {
         (true, true) => STOPPED,
+        // There is nothing to stop, and a transaction is soon rolled back.
+        (true, false) if state == State::Doubtful => STOPPED,
         (true, false) => Duration::ZERO,
         // Nobody would notice that it was closed.
         (false, _) => inner.settings.statement,
@@ -116,11 +120,19 @@ async fn is_clean<DB: Driver>(
     session: &mut Session<DB>,
     limit: Duration,
 ) -> Option<bool> {
-    let answer = DB::identify(session.connection(), &inner.flags);
+    let connection = session.connection();
+    let answer = async {
+        if inner.is_plain() && connection.cached_statements_size() > 0 {
+            // As long as the transaction is open, in which they were made.
+            connection.clear_cached_statements().await?;
+        }
+        DB::identify(connection, &inner.flags).await
+    };
     match time::within(limit, answer).await {
         Some(Ok(identity)) => {
             let known = session.identity.clone();
-            inner.at_hand.vouch(session, known.unwrap_or(identity));
+            let identity = known.unwrap_or_else(|| inner.reliable(identity));
+            inner.at_hand.vouch(session, identity);
             Some(true)
         }
         Some(Err(_)) => None,

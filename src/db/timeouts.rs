@@ -41,7 +41,7 @@ mod postgres {
     impl Planned for Postgres {
         fn plan(config: &Config, connect: PgConnectOptions, preset: Preset) -> Plan<Self> {
             let (mode, why) = match config.told() {
-                Some(mode) => (mode, "it was told"),
+                Some(told) => told,
                 None => match connect.get_socket() {
                     Some(socket) => pooler::detect(&socket.to_string_lossy(), connect.get_port()),
                     None => pooler::detect(connect.get_host(), connect.get_port()),
@@ -305,7 +305,7 @@ mod mysql {
     impl Planned for MySql {
         fn plan(config: &Config, connect: MySqlConnectOptions, preset: Preset) -> Plan<Self> {
             let (mode, why) = match config.told() {
-                Some(mode) => (mode, "it was told"),
+                Some(told) => told,
                 None => (
                     PoolerMode::Direct,
                     "no pooler of MySQL's is known by its address",
