@@ -258,6 +258,13 @@ pub enum Event<'a> {
         /// Who holds it.
         lease: &'a LeaseReport,
     },
+    /// A COMMIT's reply was lost, and it was found out how it had ended.
+    CommitResolved {
+        /// The database's name.
+        name: &'a Name,
+        /// Whether it took place.
+        committed: bool,
+    },
 }
 
 /// Somebody who wants to know what happens in a stack.
@@ -302,7 +309,7 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 ///
 /// Nothing is logged at `ERROR`. A circuit that opens is `WARN`, every other transition `INFO`; a call that was given up is `WARN`. Retries and
 /// refusals are `DEBUG`, because under overload there are as many of them as calls. A connection that is held for too long and a transaction that
-/// idles are `WARN`, its return is `INFO`.
+/// idles are `WARN`, its return is `INFO`, and so is a COMMIT whose end was found out.
 #[cfg(feature = "tower")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracing;
@@ -355,6 +362,9 @@ impl Observer for Tracing {
             }
             Event::IdleInTransaction { name, lease } => {
                 tracing::warn!(%name, lease = lease.id, report = %lease, "transaction idle");
+            }
+            Event::CommitResolved { name, committed } => {
+                tracing::info!(%name, committed, "lost reply to COMMIT resolved");
             }
         }
     }
@@ -453,6 +463,15 @@ mod tests {
             format!(" WARN transaction idle {rest}"),
         ];
         assert_eq!(logged.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn the_fate_of_a_commit_is_logged_as_a_line() {
+        let name = &Name::new("db");
+        let committed = true;
+        let logged = logged(&[Event::CommitResolved { name, committed }]);
+        let expected = " INFO lost reply to COMMIT resolved name=db committed=true\n";
+        assert_eq!(logged, expected);
     }
 
     fn logged(events: &[Event<'_>]) -> String {

@@ -140,13 +140,15 @@ impl Book {
         }
     }
 
-    pub(super) fn fate(&self, committed: bool) {
+    /// It was found out how a COMMIT ended whose reply was lost.
+    pub(super) fn fate(&self, committed: bool, reporter: &Reporter) {
         let counter = if committed {
             &self.committed
         } else {
             &self.aborted
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        reporter.emit(|name| Event::CommitResolved { name, committed });
     }
 
     pub(super) fn leases(&self) -> MutexGuard<'_, Leases> {

@@ -54,7 +54,7 @@
 //!
 //! # What it reports
 //! The events of its breaker, retries and limiter under its own name, and [`Leak`](crate::Event::Leak), [`LeakReturned`](crate::Event::LeakReturned),
-//! [`IdleInTransaction`](crate::Event::IdleInTransaction):
+//! [`IdleInTransaction`](crate::Event::IdleInTransaction), [`CommitResolved`](crate::Event::CommitResolved):
 //! `WARN connection not given back name=db report=held for 31.2s, taken at src/orders.rs:12 ..`. Besides [`Db::stats`], [`Db::health`], [`Db::leases`].
 //!
 //! # Its place in the stack
@@ -686,6 +686,8 @@ impl<DB: Driver> Inner<DB> {
             p99: meters.calls.quantile(0.99, now),
             error_rate: meters.calls.error_rate(now),
             disconnects: meters.calls.disconnects(now),
+            fates_committed: self.book.committed.load(Ordering::Relaxed),
+            fates_aborted: self.book.aborted.load(Ordering::Relaxed),
             circuit: self.breaker.state(),
         }
     }

@@ -650,11 +650,11 @@ impl<DB: Driver> Open<DB> {
         let (trace, verify) = (self.trace.take(), self.verify.take());
         match fate(&inner, trace.as_ref(), verify.as_ref()).await {
             Some(true) => {
-                inner.book.fate(true);
+                inner.book.fate(true, &inner.reporter);
                 Ok(())
             }
             Some(false) => {
-                inner.book.fate(false);
+                inner.book.fate(false, &inner.reporter);
                 Err(Judged::new(judged.error, Kind::Unavailable))
             }
             None => {

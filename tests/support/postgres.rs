@@ -95,6 +95,11 @@ impl Postgres {
         self.server.home.join("data")
     }
 
+    /// What it has said since it was started.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+
     /// By TCP, as the superuser, to the database `postgres`.
     pub fn options(&self) -> PgConnectOptions {
         options("127.0.0.1", self.server.port)

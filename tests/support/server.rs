@@ -358,14 +358,14 @@ fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
         .chars()
         .filter(|letter| letter.is_ascii_alphanumeric() || *letter == '.')
         .collect();
-    let templates = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let templates = templates();
     let template = templates.join(format!("{}-{version}", K::NAME));
     if !template.is_dir() {
         if let Some((user, group)) = owner.ids {
             initialize.uid(user).gid(group);
         }
         run(initialize.current_dir(home));
-        fs::create_dir_all(templates).expect("the target folder can be written");
+        fs::create_dir_all(&templates).expect("the target folder can be written");
         let name = home.file_name().expect("it has a name");
         let draft = templates.join(name);
         run(Command::new("cp").arg("-R").arg(&data).arg(&draft));
@@ -377,6 +377,17 @@ fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
     }
     run(Command::new("cp").arg("-R").arg(&template).arg(&data));
     owner.give_all(&data);
+}
+
+/// In the target folder. An example is not told of it, but lies there.
+fn templates() -> PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(
+        || {
+            let program = env::current_exe().expect("a program");
+            program.with_file_name("templates")
+        },
+        PathBuf::from,
+    )
 }
 
 /// A folder for one server. Sockets lie in it, whose paths must be short.
