@@ -1,6 +1,11 @@
 //! What a stack reports: one enum of events, delivered to an [`Observer`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    sync::Arc,
+    time::Duration,
+};
 
 pub use crate::held::{Activity, LeaseReport};
 use crate::{error::Rejected, kind::Kind};
@@ -15,10 +20,10 @@ use crate::{error::Rejected, kind::Kind};
 /// let tenant = Name::from(format!("tenant-{}", 7));
 /// assert_eq!(tenant.as_str(), "tenant-7");
 /// ```
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 pub struct Name(Repr);
 
-#[derive(Clone, PartialEq, Eq, Hash)]
+#[derive(Clone)]
 enum Repr {
     Static(&'static str),
     Shared(Arc<str>),
@@ -36,6 +41,21 @@ impl Name {
             Repr::Static(name) => name,
             Repr::Shared(name) => name,
         }
+    }
+}
+
+/// By their text, wherever that lies.
+impl PartialEq for Name {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Name {}
+
+impl Hash for Name {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
     }
 }
 
@@ -238,6 +258,13 @@ pub enum Event<'a> {
         /// Who holds it.
         lease: &'a LeaseReport,
     },
+    /// A COMMIT's reply was lost, and it was found out how it had ended.
+    CommitResolved {
+        /// The database's name.
+        name: &'a Name,
+        /// Whether it took place.
+        committed: bool,
+    },
 }
 
 /// Somebody who wants to know what happens in a stack.
@@ -282,7 +309,7 @@ impl<A: Observer, B: Observer> Observer for (A, B) {
 ///
 /// Nothing is logged at `ERROR`. A circuit that opens is `WARN`, every other transition `INFO`; a call that was given up is `WARN`. Retries and
 /// refusals are `DEBUG`, because under overload there are as many of them as calls. A connection that is held for too long and a transaction that
-/// idles are `WARN`, its return is `INFO`.
+/// idles are `WARN`, its return is `INFO`, and so is a COMMIT whose end was found out.
 #[cfg(feature = "tower")]
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Tracing;
@@ -335,6 +362,9 @@ impl Observer for Tracing {
             }
             Event::IdleInTransaction { name, lease } => {
                 tracing::warn!(%name, lease = lease.id, report = %lease, "transaction idle");
+            }
+            Event::CommitResolved { name, committed } => {
+                tracing::info!(%name, committed, "lost reply to COMMIT resolved");
             }
         }
     }
@@ -433,6 +463,15 @@ mod tests {
             format!(" WARN transaction idle {rest}"),
         ];
         assert_eq!(logged.lines().collect::<Vec<_>>(), expected);
+    }
+
+    #[test]
+    fn the_fate_of_a_commit_is_logged_as_a_line() {
+        let name = &Name::new("db");
+        let committed = true;
+        let logged = logged(&[Event::CommitResolved { name, committed }]);
+        let expected = " INFO lost reply to COMMIT resolved name=db committed=true\n";
+        assert_eq!(logged, expected);
     }
 
     fn logged(events: &[Event<'_>]) -> String {

@@ -79,6 +79,16 @@
 //! [`Shield::run_wrapped`] returns an [`Error`] around it; for services, [`error::WrapLayer`] goes innermost, and the layers above take
 //! [`error::Wrapped`]`(classify)`.
 //!
+//! # A database
+#![cfg_attr(
+    feature = "sqlx",
+    doc = "[`Db`](db::Db) stands wherever an `&Pool` of sqlx stood: see [`db`]."
+)]
+#![cfg_attr(
+    not(feature = "sqlx"),
+    doc = "With the feature `sqlx`, `db::Db` stands wherever an `&Pool` of sqlx stood."
+)]
+//!
 //! # Where to look
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and
 //! error types are in [`error`](mod@error), what is reported in [`event`].
@@ -87,8 +97,8 @@
 //! | feature | what it adds |
 //! |---|---|
 //! | `tower` (default) | the layers, the handles and the shield |
-//! | `sqlx` | `classify::Sqlx`; refusals in `sqlx::Error` |
-//! | `postgres`, `mysql`, `sqlite` | `sqlx`, and what that driver's errors mean |
+//! | `sqlx` | `db`; `classify::Sqlx`; refusals in `sqlx::Error` |
+//! | `postgres`, `mysql`, `sqlite` | `sqlx`, that database's `Db`, and what its errors mean |
 //! | `test-util` | `fault`: faults on purpose, for the tests of your own services |
 //!
 //! Without `tower` only what is pure remains: the vocabulary, and the tables of [`classify`].
@@ -121,6 +131,16 @@ mod ambient;
 #[cfg(feature = "tower")]
 pub mod breaker;
 #[cfg(feature = "sqlx")]
+#[cfg_attr(docsrs, doc(cfg(feature = "sqlx")))]
+#[cfg_attr(
+    not(all(feature = "postgres", feature = "mysql", feature = "sqlite")),
+    allow(
+        dead_code,
+        unused_imports,
+        unused_macros,
+        reason = "each database uses a part of what they share"
+    )
+)]
 pub mod db;
 #[cfg(feature = "tower")]
 pub mod deadline;

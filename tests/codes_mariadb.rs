@@ -30,10 +30,10 @@ use steadfast::{
     Kind,
     classify::{self, Fate, Phase},
 };
-use tokio::time::sleep;
+use tokio::{sync::Mutex, time::sleep};
 
 use crate::{
-    codes::{Said, assert_provoked},
+    codes::{assert_in_both_phases, execute, provoked},
     proxy::{Fault, Proxy},
     server::mariadb::MariaDb,
 };
@@ -58,6 +58,8 @@ async fn what_the_call_itself_is_at_fault_for_is_invalid() {
         (1451, "DELETE FROM item WHERE id = 1"),
         (1452, "INSERT INTO part VALUES (7, 7)"),
         (1049, "CREATE TABLE nowhere.item (id int)"),
+        // Of the user's own making, and so in no table.
+        (65000, "SIGNAL SQLSTATE '45000' SET MYSQL_ERRNO = 65000"),
     ] {
         database.assert_in_both_phases(number, statement).await;
     }
@@ -355,6 +357,88 @@ async fn a_killed_query_is_timed_out_and_was_rolled_back() {
     }
 }
 
+/// The COMMIT waits for the lock that a backup holds.
+#[tokio::test]
+async fn a_commit_that_gave_up_waiting_was_rolled_back() {
+    let Some(server) = MariaDb::start() else {
+        return;
+    };
+    let database = Database::on(&server).await;
+    let mut backup = database.connect().await;
+    for (number, limit) in [
+        (1205, "SET lock_wait_timeout = 0"),
+        (1969, "SET max_statement_time = 0.02"),
+        (1317, "DO 0"),
+    ] {
+        let mut ours = database.connect().await;
+        let id = id(&mut ours).await;
+        execute(&mut ours, "BEGIN").await.unwrap();
+        execute(&mut ours, "INSERT INTO part VALUES (1, 1)")
+            .await
+            .unwrap();
+        execute(&mut ours, limit).await.unwrap();
+        execute(&mut backup, "FLUSH TABLES WITH READ LOCK")
+            .await
+            .unwrap();
+        let (result, ()) = tokio::join!(execute(&mut ours, "COMMIT"), async {
+            if number == 1317 {
+                let committing = "information_schema.processlist WHERE info = 'COMMIT' AND id";
+                database.wait_for(&format!("{committing} = {id}")).await;
+                let kill = format!("KILL QUERY {id}");
+                execute(&mut database.connect().await, &kill).await.unwrap();
+            }
+        });
+        provoked(number, &result.unwrap_err(), Phase::Commit);
+        execute(&mut backup, "UNLOCK TABLES").await.unwrap();
+        execute(&mut ours, "COMMIT").await.unwrap();
+        assert_eq!(database.rows_of("part").await, 0, "{number}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_killed_itself_says_so() {
+    let Some(database) = Database::of_its_own().await else {
+        return;
+    };
+    for (begin, phase) in [("DO 0", Phase::Statement), ("BEGIN", Phase::Transaction)] {
+        let mut ours = database.connect().await;
+        execute(&mut ours, begin).await.unwrap();
+        let error = execute(&mut ours, "KILL CONNECTION_ID()")
+            .await
+            .unwrap_err();
+        provoked(1927, &error, phase);
+        let error = ours.ping().await.unwrap_err();
+        assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
+    }
+}
+
+/// Others only see it hang up.
+#[tokio::test]
+async fn a_session_that_shut_the_server_down_is_told_so() {
+    let Some(mut server) = MariaDb::start() else {
+        return;
+    };
+    for (begin, phase) in [("DO 0", Phase::Statement), ("BEGIN", Phase::Transaction)] {
+        let mut ours = server.connect().await;
+        execute(&mut ours, begin).await.unwrap();
+        let shutdown = "BEGIN NOT ATOMIC SHUTDOWN; SELECT SLEEP(60); END";
+        let error = execute(&mut ours, shutdown).await.unwrap_err();
+        provoked(1053, &error, phase);
+        let error = ours.ping().await.unwrap_err();
+        assert!(matches!(error, sqlx::Error::Io(_)), "{error:?}");
+        server.restart();
+    }
+}
+
+#[tokio::test]
+async fn a_write_to_an_engine_that_only_reads_is_unavailable() {
+    let Some(server) = MariaDb::start_with(&["--innodb-force-recovery=5"]) else {
+        return;
+    };
+    let write = "INSERT INTO mysql.gtid_slave_pos VALUES (7, 7, 7, 7)";
+    assert_in_both_phases(&mut server.connect().await, 1836, write).await;
+}
+
 /// The server hangs up and says nothing.
 #[tokio::test]
 async fn a_killed_connection_is_lost() {
@@ -482,14 +566,7 @@ impl Database {
 
     /// Runs what must fail as a statement that commits by itself, and in a transaction.
     async fn assert_in_both_phases(&self, number: u16, statement: &str) {
-        let mut ours = self.connect().await;
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(number, &error, Phase::Statement);
-        execute(&mut ours, "BEGIN").await.unwrap();
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(number, &error, Phase::Transaction);
-        // The session goes on.
-        execute(&mut ours, "ROLLBACK").await.unwrap();
+        assert_in_both_phases(&mut self.connect().await, number, statement).await;
     }
 
     /// Has an operator stop our session while an insert of ours is sleeping.
@@ -540,15 +617,24 @@ impl Database {
     }
 
     async fn wait_for_lock(&self, id: u64) {
+        // What InnoDB shows of its transactions is as old as the last look, unless that was a tenth of a second ago. So if several tests looked as they please, none
+        // would ever see anything new.
+        static LOOK: Mutex<()> = Mutex::const_new(());
         let waits =
             "information_schema.innodb_trx WHERE trx_state = 'LOCK WAIT' AND trx_mysql_thread_id";
-        self.wait_for(&format!("{waits} = {id}")).await;
+        let waits = format!("{waits} = {id}");
+        loop {
+            let _alone = LOOK.lock().await;
+            sleep(Duration::from_millis(110)).await;
+            if self.rows_of(&waits).await > 0 {
+                return;
+            }
+        }
     }
 
     async fn wait_for(&self, rows: &str) {
-        // What InnoDB shows of its transactions is as old as the last look, unless that was a tenth of a second ago.
         while self.rows_of(rows).await == 0 {
-            sleep(Duration::from_millis(110)).await;
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
@@ -570,13 +656,6 @@ fn shared() -> Option<&'static MariaDb> {
     Some(SHARED.get_or_init(|| MariaDb::start().expect("it is not skipped")))
 }
 
-async fn execute(connection: &mut MySqlConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(connection)
-        .await
-        .map(|_| ())
-}
-
 async fn id(connection: &mut MySqlConnection) -> u64 {
     let sql = "SELECT CAST(CONNECTION_ID() AS UNSIGNED)";
     sqlx::query_scalar(sql).fetch_one(connection).await.unwrap()
@@ -586,18 +665,6 @@ fn number_of(error: &sqlx::Error) -> u16 {
     let reported = error.as_database_error();
     let reported = reported.unwrap_or_else(|| panic!("not reported by the server: {error:?}"));
     reported.downcast_ref::<MySqlDatabaseError>().number()
-}
-
-/// Asserts that it is this number, and that all is said about it.
-fn provoked(number: u16, error: &sqlx::Error, phase: Phase) {
-    assert_eq!(number_of(error), number, "{error:?}");
-    let said = Said {
-        database: "mysql",
-        code: &number.to_string(),
-        severity: "-",
-        routine: None,
-    };
-    assert_provoked(said, phase, classify::database(error, phase));
 }
 
 const TABLES: &str = "

@@ -17,6 +17,7 @@ mod server;
 use std::{
     fs,
     io::{Seek, SeekFrom, Write},
+    os::unix::fs::symlink,
     sync::{
         OnceLock,
         atomic::{AtomicU32, Ordering},
@@ -26,7 +27,7 @@ use std::{
 
 use sqlx::{
     AssertSqlSafe, Connection, PgConnection,
-    postgres::{PgConnectOptions, PgDatabaseError, PgPoolOptions, PgSeverity},
+    postgres::{PgConnectOptions, PgPoolOptions},
 };
 use steadfast::{
     Classify, Kind,
@@ -35,9 +36,12 @@ use steadfast::{
 use tokio::time::sleep;
 
 use crate::{
-    codes::{Said, assert_provoked},
+    codes::{assert_in_both_phases, execute, provoked},
     proxy::{Fault, Proxy},
-    server::postgres::{GUARDED, Postgres, Stop},
+    server::{
+        pgbouncer::PgBouncer,
+        postgres::{GUARDED, Postgres, Stop},
+    },
 };
 
 #[tokio::test]
@@ -65,9 +69,17 @@ async fn what_the_call_itself_is_at_fault_for_is_invalid() {
         ("P0001", "DO $$ BEGIN RAISE EXCEPTION 'no'; END $$"),
         ("0A000", "SELECT count(*) FROM item FOR UPDATE"),
         ("3D000", "SELECT pg_database_size('nowhere')"),
+        // Of the user's own making, and so in no table.
+        (
+            "ZZ999",
+            "DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = 'ZZ999'; END $$",
+        ),
     ] {
         database.assert_in_every_phase(code, statement).await;
     }
+    database
+        .assert_at_setup("3D000", "SELECT pg_database_size('nowhere')")
+        .await;
 }
 
 #[tokio::test]
@@ -126,9 +138,11 @@ async fn a_failing_disk_is_unavailable_and_ambiguous_at_commit() {
     database.assert_in_every_phase("58P01", missing).await;
     // Its first page can't be read, which the system calls an error of input and output.
     #[cfg(target_os = "linux")]
-    database
-        .assert_in_every_phase("58030", "SELECT pg_read_file('/proc/self/mem', 0, 10)")
-        .await;
+    {
+        let unreadable = "SELECT pg_read_file('/proc/self/mem', 0, 10)";
+        database.assert_in_every_phase("58030", unreadable).await;
+        database.assert_at_setup("58030", unreadable).await;
+    }
 }
 
 #[tokio::test]
@@ -139,6 +153,7 @@ async fn an_internal_error_is_unavailable_and_ambiguous_at_commit() {
     // The array's element is of a type that is not there.
     let lookup = "SELECT array_in('{1}', 0, -1)";
     database.assert_in_every_phase("XX000", lookup).await;
+    database.assert_at_setup("XX000", lookup).await;
 }
 
 #[tokio::test]
@@ -511,11 +526,243 @@ async fn too_many_locks_are_overloaded() {
     let Some(server) = Postgres::start_with(&settings) else {
         return;
     };
+    let database = Database::on(&server).await;
     let locks = "SELECT pg_advisory_xact_lock(g) FROM generate_series(1, 100000) g";
-    Database::on(&server)
+    database.assert_in_every_phase("53200", locks).await;
+
+    // As many as there is room for; those who come now need one to get in.
+    let all = "DO $$ BEGIN
+        FOR g IN 1..100000 LOOP
+            BEGIN PERFORM pg_advisory_lock(g); EXCEPTION WHEN out_of_memory THEN EXIT; END;
+        END LOOP;
+    END $$";
+    let mut rival = database.connect().await;
+    execute(&mut rival, all).await.unwrap();
+    let error = PgConnection::connect_with(&server.options())
         .await
-        .assert_in_every_phase("53200", locks)
+        .unwrap_err();
+    provoked("53200", &error, Phase::Connect);
+}
+
+#[tokio::test]
+async fn too_many_open_files_are_overloaded() {
+    let Some(server) = Postgres::start_with(&["max_files_per_process=64"]) else {
+        return;
+    };
+    let database = Database::on(&server).await;
+    let nested = "CREATE FUNCTION nested(more int) RETURNS int LANGUAGE plpgsql AS $$ BEGIN
+        IF more > 0 THEN
+            EXECUTE format('COPY (SELECT nested(%s)) TO ''/dev/null''', more - 1);
+        END IF;
+        RETURN 0;
+    END $$";
+    execute(&mut database.connect().await, nested)
+        .await
+        .unwrap();
+    database
+        .assert_in_every_phase("53000", "SELECT nested(64)")
         .await;
+}
+
+/// The other connection is the server's own.
+#[tokio::test]
+async fn a_server_that_can_not_reach_another_server_has_connection_trouble() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let database = Database::on(&server).await;
+    let dblink = "CREATE EXTENSION dblink";
+    execute(&mut database.connect().await, dblink)
+        .await
+        .expect("the modules that come with PostgreSQL are installed");
+    for (code, statement) in [
+        (
+            "08006",
+            "CREATE SUBSCRIPTION far CONNECTION 'host=127.0.0.1 port=1' PUBLICATION far WITH (create_slot = false)",
+        ),
+        ("08001", "SELECT dblink_connect('host=127.0.0.1 port=1')"),
+        ("08003", "SELECT dblink_disconnect('far')"),
+    ] {
+        database.assert_in_every_phase(code, statement).await;
+        database.assert_at_setup(code, statement).await;
+    }
+    let without_password = "DO $$ BEGIN
+        SET LOCAL ROLE guest; PERFORM dblink_connect('host=127.0.0.1');
+    END $$";
+    database
+        .assert_in_every_phase("2F003", without_password)
+        .await;
+}
+
+/// The file says where the tables of the system are. A session reads it again when a rival has moved one of them.
+#[tokio::test]
+async fn a_session_ended_over_the_files_of_its_database_is_lost() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let database = Database::on(&server).await;
+    let mut operator = database.connect().await;
+    let folder: String = sqlx::query_scalar(
+        "SELECT 'base/' || oid FROM pg_database WHERE datname = current_database()",
+    )
+    .fetch_one(&mut operator)
+    .await
+    .unwrap();
+    let file = server.data().join(folder).join("pg_filenode.map");
+    let aside = file.with_extension("aside");
+    let shorten = || fs::write(&file, [0; 100]).unwrap();
+    let make_unreadable = || symlink("/proc/self/mem", &file).unwrap();
+    let mut faults: Vec<(&str, &dyn Fn())> = vec![("XX001", &shorten)];
+    if cfg!(target_os = "linux") {
+        faults.push(("58030", &make_unreadable));
+    }
+    for (code, fault) in faults {
+        for phase in [Phase::Statement, Phase::Transaction, Phase::Commit] {
+            let mut ours = database.connect().await;
+            let create = "CREATE TABLE more ()";
+            if phase != Phase::Statement {
+                execute(&mut ours, "BEGIN").await.unwrap();
+            }
+            let statement = if phase == Phase::Commit {
+                at_commit(&mut ours, create).await;
+                "COMMIT"
+            } else {
+                create
+            };
+            execute(&mut operator, "VACUUM FULL pg_class")
+                .await
+                .unwrap();
+            fs::rename(&file, &aside).unwrap();
+            fault();
+            let error = execute(&mut ours, statement).await.unwrap_err();
+            provoked(code, &error, phase);
+
+            let error = PgConnection::connect_with(&server.options())
+                .await
+                .unwrap_err();
+            provoked(code, &error, Phase::Connect);
+            fs::remove_file(&file).unwrap();
+            fs::rename(&aside, &file).unwrap();
+        }
+    }
+}
+
+/// All its sessions are gone, and here it can't even start again.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_server_that_can_not_write_its_log_goes_down_in_the_middle() {
+    let settings = [
+        "synchronous_commit=on",
+        "wal_buffers=32kB",
+        "wal_writer_delay=10s",
+    ];
+    for code in ["53100", "XX000"] {
+        for phase in [Phase::Statement, Phase::Transaction, Phase::Commit] {
+            let Some(server) = Postgres::start_with(&settings) else {
+                return;
+            };
+            execute(&mut server.connect().await, "SELECT pg_switch_wal()")
+                .await
+                .unwrap();
+            let database = Database::on(&server).await;
+            let mut ours = database.connect().await;
+            let name = "SELECT pg_walfile_name(pg_current_wal_insert_lsn())";
+            let name: String = sqlx::query_scalar(name).fetch_one(&mut ours).await.unwrap();
+            if phase != Phase::Statement {
+                execute(&mut ours, "BEGIN").await.unwrap();
+            }
+            if phase == Phase::Commit {
+                execute(&mut ours, "INSERT INTO part VALUES (1)")
+                    .await
+                    .unwrap();
+            }
+            // Whoever opens it now finds a full disk, or a link that leads to itself.
+            let file = server.data().join("pg_wal").join(&name);
+            fs::rename(&file, file.with_extension("aside")).unwrap();
+            let target = match code {
+                "53100" => "/dev/full",
+                _ => &name,
+            };
+            symlink(target, &file).unwrap();
+            let statement = match phase {
+                Phase::Commit => "COMMIT",
+                // More than the buffers hold.
+                Phase::Transaction => "INSERT INTO part SELECT 1 FROM generate_series(1, 10000)",
+                _ => "INSERT INTO part VALUES (1)",
+            };
+            let error = execute(&mut ours, statement).await.unwrap_err();
+            provoked(code, &error, phase);
+        }
+    }
+}
+
+/// By the code alone it can't be told from what ends a session because the pooler is full.
+#[tokio::test]
+async fn what_a_pooler_ends_a_session_for_is_connection_trouble() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    Database::on(&server).await;
+    let pooler = PgBouncer::start_with(&server, &["idle_transaction_timeout=0.05"]);
+    let refused = server.options().port(pooler.port());
+    let error = PgConnection::connect_with(&refused).await.unwrap_err();
+    provoked("08P01", &error, Phase::Connect);
+    let pool = PgPoolOptions::new().connect_lazy_with(refused);
+    let error = sqlx::query("SELECT 1").execute(&pool).await.unwrap_err();
+    provoked("08P01", &error, Phase::Statement);
+
+    for (statement, phase) in [
+        ("INSERT INTO part VALUES (1)", Phase::Transaction),
+        ("COMMIT", Phase::Commit),
+    ] {
+        let mut ours = pooler.connect().await;
+        execute(&mut ours, "BEGIN; INSERT INTO part VALUES (1)")
+            .await
+            .unwrap();
+        let mut observer = server.connect().await;
+        let there = "pg_stat_activity WHERE state = 'idle in transaction'";
+        while count(&mut observer, there).await > 0 {
+            sleep(Duration::from_millis(5)).await;
+        }
+        let error = execute(&mut ours, statement).await.unwrap_err();
+        provoked("08P01", &error, phase);
+    }
+    assert_eq!(count(&mut server.connect().await, "part").await, 0);
+}
+
+#[tokio::test]
+async fn a_full_pooler_is_overloaded_as_long_as_nothing_was_committed() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let settings = [
+        "default_pool_size=1",
+        "max_client_conn=2",
+        "query_wait_timeout=0.05",
+    ];
+    let pooler = PgBouncer::start_with(&server, &settings);
+    let mut rival = pooler.connect().await;
+    execute(&mut rival, "BEGIN").await.unwrap();
+    let mut ours = pooler.connect().await;
+    let refused = PgConnection::connect_with(&pooler.options())
+        .await
+        .unwrap_err();
+    let waited = execute(&mut ours, "SELECT 1").await.unwrap_err();
+    for (error, phase) in [
+        (&refused, Phase::Connect),
+        (&refused, Phase::Statement),
+        (&waited, Phase::Statement),
+        (&waited, Phase::Transaction),
+    ] {
+        let said = error.as_database_error().expect("the pooler says so");
+        assert_eq!(said.code().as_deref(), Some("08P01"));
+        let verdict = classify::database(error, phase);
+        assert_eq!(
+            (verdict.kind, verdict.fate),
+            (Kind::Overloaded, Fate::Discard),
+            "{error:?}"
+        );
+    }
 }
 
 #[tokio::test]
@@ -549,13 +796,14 @@ async fn what_the_disk_has_garbled_is_broken_and_ambiguous_at_commit() {
     let database = Database {
         options: server.options(),
     };
-    database
-        .assert_in_every_phase("XX001", "SELECT * FROM part")
-        .await;
+    let by_page = "SELECT * FROM part";
+    database.assert_in_every_phase("XX001", by_page).await;
+    database.assert_at_setup("XX001", by_page).await;
     let by_index = "DO $$ BEGIN
         SET LOCAL enable_seqscan = off; PERFORM * FROM item WHERE id = 1;
     END $$";
     database.assert_in_every_phase("XX002", by_index).await;
+    database.assert_at_setup("XX002", by_index).await;
 }
 
 #[tokio::test]
@@ -856,14 +1104,7 @@ impl Database {
     /// Runs what must fail as a statement that commits by itself, in a transaction, and at COMMIT.
     async fn assert_in_every_phase(&self, code: &str, statement: &str) {
         let mut ours = self.connect().await;
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(code, &error, Phase::Statement);
-
-        execute(&mut ours, "BEGIN").await.unwrap();
-        let error = execute(&mut ours, statement).await.expect_err(statement);
-        provoked(code, &error, Phase::Transaction);
-        execute(&mut ours, "ROLLBACK").await.unwrap();
-
+        assert_in_both_phases(&mut ours, code, statement).await;
         execute(&mut ours, "BEGIN").await.unwrap();
         at_commit(&mut ours, statement).await;
         let error = execute(&mut ours, "COMMIT").await.expect_err(statement);
@@ -871,9 +1112,13 @@ impl Database {
         // An ERROR has ended the transaction, which is rolled back, but not the session.
         assert_eq!(count(&mut ours, "at_commit").await, 0, "{statement}");
     }
-}
 
-impl Database {
+    /// Runs what must fail as the first statement of a connection, by which it is set up before it is handed out.
+    async fn assert_at_setup(&self, code: &str, statement: &str) {
+        let mut ours = self.connect().await;
+        let error = execute(&mut ours, statement).await.expect_err(statement);
+        provoked(code, &error, Phase::Connect);
+    }
     /// Has an operator call `function` on our backend while a write of ours is sleeping in this phase.
     async fn interrupt(&self, function: &str, phase: Phase) -> (PgConnection, sqlx::Error) {
         let mut ours = self.connect().await;
@@ -925,13 +1170,6 @@ fn shared() -> Option<&'static Postgres> {
     Some(SHARED.get_or_init(|| Postgres::start().expect("it is not skipped")))
 }
 
-async fn execute(connection: &mut PgConnection, sql: &str) -> Result<(), sqlx::Error> {
-    sqlx::raw_sql(AssertSqlSafe(sql))
-        .execute(connection)
-        .await
-        .map(|_| ())
-}
-
 /// Has the statement run when the transaction commits.
 async fn at_commit(connection: &mut PgConnection, statement: &str) {
     let insert = sqlx::query("INSERT INTO at_commit VALUES ($1)").bind(statement);
@@ -953,26 +1191,6 @@ async fn pid(connection: &mut PgConnection) -> i32 {
         .fetch_one(connection)
         .await
         .unwrap()
-}
-
-/// Asserts that it is this code, and that all is said about it.
-fn provoked(code: &str, error: &sqlx::Error, phase: Phase) {
-    let reported = error
-        .as_database_error()
-        .unwrap_or_else(|| panic!("{code}: {error:?}"));
-    let reported = reported.downcast_ref::<PgDatabaseError>();
-    assert_eq!(reported.code(), code, "{reported:?}");
-    let said = Said {
-        database: "postgres",
-        code,
-        severity: match reported.severity() {
-            PgSeverity::Panic => "PANIC",
-            PgSeverity::Fatal => "FATAL",
-            _ => "ERROR",
-        },
-        routine: reported.routine(),
-    };
-    assert_provoked(said, phase, classify::database(error, phase));
 }
 
 const TABLES: &str = "

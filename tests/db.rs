@@ -5,6 +5,8 @@
     reason = "real databases live by the real clock"
 )]
 
+#[path = "support/proxy.rs"]
+mod proxy;
 #[path = "support/server.rs"]
 mod server;
 
@@ -14,7 +16,7 @@ use futures_util::TryStreamExt;
 use sqlx::{Executor, QueryBuilder, Row, postgres::PgPoolOptions, sqlite::SqlitePoolOptions};
 use steadfast::db::{PgDb, SqliteDb};
 
-use crate::server::postgres::Postgres;
+use crate::{proxy::Proxy, server::postgres::Postgres};
 
 async fn generic<'e, E: Executor<'e, Database = sqlx::Postgres>>(
     executor: E,
@@ -142,5 +144,58 @@ async fn every_form_of_call_works_on_sqlite() -> Result<(), sqlx::Error> {
         "{:?}",
         started.elapsed()
     );
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_call_takes_one_round_trip_where_a_plain_pool_takes_three() -> Result<(), sqlx::Error> {
+    let Some(server) = Postgres::start() else {
+        return Ok(());
+    };
+    let proxy = Proxy::start(server.port()).await;
+    let pool = PgPoolOptions::new()
+        .max_connections(2)
+        .connect_lazy_with(server.options().port(proxy.port()));
+    let db = PgDb::new(pool.clone());
+    let calls = 50;
+    sqlx::query("SELECT 1").execute(&db).await?;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.take_counts();
+    for _ in 0..calls {
+        sqlx::query("SELECT 1").execute(&db).await?;
+    }
+    let ours = proxy.take_counts();
+    db.recycle().await;
+    sqlx::query("SELECT 1").execute(&pool).await?;
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    proxy.take_counts();
+    for _ in 0..calls {
+        sqlx::query("SELECT 1").execute(&pool).await?;
+        // The ping that follows on the release.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let plain = proxy.take_counts();
+    assert_eq!((ours.connections, ours.round_trips), (0, calls), "{ours:?}");
+    assert!(plain.round_trips >= 3 * calls, "{plain:?}");
+    Ok(())
+}
+
+/// What the macros need to know of these queries lies in `.sqlx`.
+#[tokio::test]
+async fn the_macros_work() -> Result<(), sqlx::Error> {
+    let Some(server) = Postgres::start() else {
+        return Ok(());
+    };
+    let db = PgDb::new(PgPoolOptions::new().connect_lazy_with(server.options()));
+    let row = sqlx::query!("SELECT 1 + $1::int4 AS sum", 4)
+        .fetch_one(&db)
+        .await?;
+    assert_eq!(row.sum, Some(5));
+    let sums = db.transaction(|mut tx| async move {
+        sqlx::query_scalar!("SELECT 1 + $1::int4 AS sum", 5)
+            .fetch_all(&mut tx)
+            .await
+    });
+    assert_eq!(sums.await?, [Some(6)]);
     Ok(())
 }

@@ -141,6 +141,45 @@ async fn a_transaction_that_idles_and_a_statement_that_runs_long_are_listed() {
 }
 
 #[tokio::test]
+async fn the_workers_of_a_statement_are_no_sessions() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let mut busy = server.connect().await;
+    for sql in [
+        "CREATE TABLE item AS SELECT generate_series(1, 1000) AS id",
+        "SET min_parallel_table_scan_size = 0",
+        "SET parallel_setup_cost = 0",
+        "SET parallel_tuple_cost = 0",
+    ] {
+        execute(&mut busy, sql).await;
+    }
+    let busy_pid = pid(&mut busy).await;
+    let running = tokio::spawn(async move {
+        let count = sqlx::raw_sql("SELECT count(*) FROM item WHERE pg_sleep(1) IS NULL");
+        let _ = count.execute(&mut busy).await;
+    });
+    let mut connection = server.connect().await;
+    let workers = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'parallel worker' AND datname IS NOT NULL";
+    let until = Instant::now() + 30 * SECOND;
+    loop {
+        let workers: i64 = sqlx::query_scalar(workers)
+            .fetch_one(&mut connection)
+            .await
+            .unwrap();
+        if workers > 0 {
+            break;
+        }
+        assert!(Instant::now() < until, "no worker was started");
+        sleep(SECOND / 100).await;
+    }
+    let diagnosis = db::diagnose(&mut connection, Duration::ZERO).await.unwrap();
+    assert_eq!(pids(&diagnosis.long_running), [busy_pid]);
+    assert_eq!(diagnosis.used, 2);
+    running.abort();
+}
+
+#[tokio::test]
 async fn others_sessions_are_counted_though_they_are_not_visible() {
     let Some(server) = Postgres::start() else {
         return;
@@ -164,6 +203,8 @@ async fn only_our_own_idle_sessions_are_ended() {
     for role in ["shop", "guest"] {
         execute(&mut superuser, &format!("CREATE ROLE {role} LOGIN")).await;
     }
+    // So that another role's session could be ended.
+    execute(&mut superuser, "GRANT guest TO shop").await;
     execute(&mut superuser, "CREATE DATABASE other").await;
     let shop = || application(&server, OURS).username("shop");
     let mut idle = connect(shop()).await;

@@ -1,4 +1,4 @@
-//! The servers and the proxy that other tests rely on: they come and go as told, and leave nothing behind.
+//! The servers, the pooler and the proxy that other tests rely on: they come and go as told, and leave nothing behind.
 #![cfg(feature = "postgres")]
 #![allow(
     clippy::disallowed_methods,
@@ -19,12 +19,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{Connection, PgConnection};
-use tokio::time::timeout;
+use sqlx::{Connection, PgConnection, postgres::PgDatabaseError};
+use tokio::{task::JoinSet, time::timeout};
 
 use crate::{
     proxy::{Counts, Fault, Proxy},
-    server::postgres::{Postgres, Stop},
+    server::{
+        pgbouncer::PgBouncer,
+        postgres::{Postgres, Stop},
+    },
 };
 
 #[tokio::test]
@@ -87,17 +90,19 @@ fn a_server_is_gone_after_a_panic() {
     let mut seen = None;
     let result = catch_unwind(AssertUnwindSafe(|| {
         let server = Postgres::start()?;
-        seen = Some((server.pid(), server.data()));
+        let pooler = PgBouncer::start(&server);
+        seen = Some((server.pid(), server.data(), pooler.pid()));
         if seen.is_some() {
             panic!("as a failing test does");
         }
         Some(())
     }));
-    let Some((pid, data)) = seen else {
+    let Some((pid, data, pooler)) = seen else {
         return;
     };
     result.unwrap_err();
     assert!(!server::alive(pid));
+    assert!(!server::alive(pooler));
     assert!(!data.exists());
 }
 
@@ -150,6 +155,136 @@ fn a_server_is_gone_after_its_test_process_was_killed() {
 }
 
 const INNER: &str = "STEADFAST_TEST_INNER";
+
+#[tokio::test]
+async fn a_pooler_lets_in_only_who_asks_for_nothing_at_the_door_unless_told_to_ignore_it() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let mut pooler = PgBouncer::start(&server);
+    let usual = server.options().port(pooler.port());
+    let timeout = [("statement_timeout", "1s")];
+    for (options, refused) in [
+        (usual.clone(), "extra_float_digits"),
+        (pooler.options().options(timeout), "options"),
+    ] {
+        let error = PgConnection::connect_with(&options).await.unwrap_err();
+        let error = error.as_database_error().expect("the pooler says so");
+        let error = error.downcast_ref::<PgDatabaseError>();
+        assert_eq!(error.code(), "08P01");
+        assert_eq!(
+            error.message(),
+            format!("unsupported startup parameter: {refused}")
+        );
+    }
+    pooler.connect().await.ping().await.unwrap();
+
+    let mut lost = pooler.connect().await;
+    pooler.restart();
+    lost.ping().await.unwrap_err();
+    pooler.connect().await.ping().await.unwrap();
+
+    let ignoring = ["ignore_startup_parameters=extra_float_digits"];
+    let ignoring = PgBouncer::start_with(&server, &ignoring);
+    let usual = usual.port(ignoring.port());
+    let mut ours = PgConnection::connect_with(&usual).await.unwrap();
+    ours.ping().await.unwrap();
+}
+
+/// Between the round trips that prepare a statement and those that run it another client may have got the connection.
+#[tokio::test]
+async fn behind_a_pooler_a_statement_is_its_own_only_unnamed_and_in_a_transaction() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    let pooler = PgBouncer::start(&server);
+    let named = crowd(&pooler, Style::Named).await;
+    assert!(named.wrong + named.failed > 0, "{named:?}");
+    let unnamed = crowd(&pooler, Style::Unnamed).await;
+    assert!(unnamed.wrong > 0, "{unnamed:?}");
+    let in_transaction = crowd(&pooler, Style::UnnamedInTransaction).await;
+    let all_right = Answers {
+        right: CLIENTS * CALLS,
+        ..Answers::default()
+    };
+    assert_eq!(in_transaction, all_right);
+    assert_eq!(server.backends().await.len(), 3);
+}
+
+/// Has many clients at once ask the pooler what they know the answer to.
+async fn crowd(pooler: &PgBouncer, style: Style) -> Answers {
+    let mut clients = JoinSet::new();
+    for client in 0..CLIENTS {
+        let mut connection = pooler.connect().await;
+        clients.spawn(async move {
+            let mut answers = Answers::default();
+            for call in 0..CALLS {
+                let which = (client + call) % 3;
+                let known = i64::from(call * 10 + which);
+                match style.ask(&mut connection, which, call).await {
+                    Ok(answer) if answer == known => answers.right += 1,
+                    Ok(_) => answers.wrong += 1,
+                    Err(_) => answers.failed += 1,
+                }
+            }
+            answers
+        });
+    }
+    let mut all = Answers::default();
+    while let Some(answers) = clients.join_next().await {
+        let answers = answers.unwrap();
+        all.right += answers.right;
+        all.wrong += answers.wrong;
+        all.failed += answers.failed;
+    }
+    assert_eq!(all.right + all.wrong + all.failed, CLIENTS * CALLS);
+    all
+}
+
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Answers {
+    right: u32,
+    wrong: u32,
+    failed: u32,
+}
+
+/// How a statement is prepared.
+#[derive(Clone, Copy, Debug)]
+enum Style {
+    Named,
+    Unnamed,
+    UnnamedInTransaction,
+}
+
+impl Style {
+    async fn ask(
+        self,
+        connection: &mut PgConnection,
+        which: u32,
+        call: u32,
+    ) -> Result<i64, sqlx::Error> {
+        let text = [
+            "SELECT $1 * 10::bigint",
+            "SELECT $1 * 10::bigint + 1",
+            "SELECT $1 * 10::bigint + 2",
+        ][which as usize];
+        let query = sqlx::query_scalar(text)
+            .bind(i64::from(call))
+            .persistent(matches!(self, Self::Named));
+        if !matches!(self, Self::UnnamedInTransaction) {
+            return query.fetch_one(connection).await;
+        }
+        let mut transaction = connection.begin().await?;
+        let answer = query.fetch_one(&mut *transaction).await?;
+        transaction.commit().await?;
+        Ok(answer)
+    }
+}
+
+const CLIENTS: u32 = 20;
+
+/// Of each client.
+const CALLS: u32 = 100;
 
 #[tokio::test]
 async fn the_proxy_counts_round_trips_and_does_what_networks_do() {

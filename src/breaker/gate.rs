@@ -96,6 +96,12 @@ impl Gate {
         lock(&self.judge).circuit.state()
     }
 
+    /// Whether the circuit is open and its time is over.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn is_due(&self, now: Instant) -> bool {
+        lock(&self.judge).circuit.is_due(now)
+    }
+
     /// Hands what changed to `tell` until nothing is left, unless somebody else is at it already.
     ///
     /// Where `tell` panics, the next caller goes on behind the change that it was told.

@@ -187,6 +187,12 @@ impl Breaker {
         BreakerLayer::new(self.clone(), classify)
     }
 
+    /// Whether the circuit is open only because nobody has called since its time was over.
+    #[cfg(feature = "sqlx")]
+    pub(crate) fn is_due(&self) -> bool {
+        self.shared.gate.is_due(time::now())
+    }
+
     /// The circuit, for a pass that borrows it.
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared

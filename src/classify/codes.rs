@@ -15,7 +15,7 @@ fn lines() -> impl Iterator<Item = [&'static str; 5]> {
 }
 
 /// Asserts that every row decides some line of the database, and that every line of it is decided by a row,
-/// unless its note says `unlisted`.
+/// unless its note begins with `unlisted`.
 fn assert_stated<C: std::fmt::Debug>(
     database: &str,
     table: &'static [Row<C>],
@@ -25,7 +25,7 @@ fn assert_stated<C: std::fmt::Debug>(
     for line in lines().filter(|line| line[0] == database) {
         let row = row(line);
         let listed = table.iter().any(|listed| ptr::eq(listed, row));
-        assert_eq!(listed, line[4] != "unlisted", "{line:?}");
+        assert_eq!(listed, !line[4].starts_with("unlisted"), "{line:?}");
         stated.insert(ptr::from_ref(row));
     }
     for row in table {

@@ -16,8 +16,9 @@ use crate::{
 /// The number, not the SQLSTATE: 1226 "too many connections of this user" has the state of a syntax error.
 ///
 /// A deadlock (1213) has rolled back the whole transaction *and left the session outside it*: what follows
-/// commits by itself. A lock timeout (1205) has rolled back its statement only. So a transaction is over
-/// after either, and must be rolled back and begun again.
+/// commits by itself. A lock timeout (1205) has rolled back its statement only, or all if it was the COMMIT
+/// that waited, as beside a backup. So a transaction is over after either, and must be rolled back and begun
+/// again.
 ///
 /// ```
 /// use steadfast::{Kind, classify::{mysql, Phase}};
@@ -57,7 +58,7 @@ pub(super) static TABLE: &[Row<u16>] = &[
     Row::new(1161, Uncommitted(Unavailable), "the server waited in vain to write, perhaps its answer"),
     Row::new(1180, Uncommitted(Conflict), "the engine failed at COMMIT: most often a rival in the cluster, but the number does not say"),
     Row::new(1203, Always(Overloaded), "too many connections of this user: refused at the door"),
-    Row::new(1205, Always(Conflict), "the lock was not to be had in time; only the statement is rolled back"),
+    Row::new(1205, Always(Conflict), "the lock was not to be had in time; only the statement is rolled back, but all if it was the COMMIT"),
     Row::new(1213, Always(Conflict), "deadlock: all of the transaction is rolled back, and the session is outside it"),
     Row::new(1226, Always(Overloaded), "this user has used up a limit, mostly that of connections"),
     Row::new(1243, Always(Conflict), "the server does not know the prepared statement, so nothing was run").clear_statements(),

@@ -20,7 +20,7 @@ use crate::{
         meter::{Meter, Outcome},
         usage::Usage,
     },
-    event::{Event, LeaseReport, Name, Reporter},
+    event::{Event, LeaseReport, Reporter},
     kind::Kind,
     time,
 };
@@ -37,7 +37,7 @@ pub(super) struct Book {
 
 #[derive(Debug)]
 pub(super) struct Leases {
-    pub(super) registry: Registry,
+    pub(super) registry: Registry<SqlStr>,
     pub(super) usage: Usage,
 }
 
@@ -95,7 +95,7 @@ impl Book {
         let now = time::now();
         let mut leases = self.leases();
         if let Some(sql) = sql {
-            leases.registry.sent(key, text(sql));
+            leases.registry.sent(key, sql.clone());
         }
         leases.registry.state(key, activity, now);
     }
@@ -140,13 +140,15 @@ impl Book {
         }
     }
 
-    pub(super) fn fate(&self, committed: bool) {
+    /// It was found out how a COMMIT ended whose reply was lost.
+    pub(super) fn fate(&self, committed: bool, reporter: &Reporter) {
         let counter = if committed {
             &self.committed
         } else {
             &self.aborted
         };
         counter.fetch_add(1, Ordering::Relaxed);
+        reporter.emit(|name| Event::CommitResolved { name, committed });
     }
 
     pub(super) fn leases(&self) -> MutexGuard<'_, Leases> {
@@ -163,9 +165,4 @@ impl Leases {
         let in_use = u32::try_from(self.registry.len()).unwrap_or(u32::MAX);
         self.usage.change(in_use, now);
     }
-}
-
-/// A statement's text as a name.
-fn text(sql: &SqlStr) -> Name {
-    Name::from(sql.as_str().to_owned())
 }

@@ -26,7 +26,7 @@ use std::{
 };
 
 use futures_core::future::BoxFuture;
-use sqlx::{ConnectOptions, Connection, Pool, pool::PoolConnection};
+use sqlx::{ConnectOptions, Connection, Database, Pool, pool::PoolConnection};
 use tokio::{runtime::Handle, sync};
 
 use crate::{
@@ -110,37 +110,42 @@ impl<DB: Driver> Inner<DB> {
         let hold = limit::hold();
         let started = time::now();
         let by = started + self.settings.acquire;
-        let mut session = match self.at_hand.take(started) {
-            Some((session, true)) => Some(session),
-            Some((session, false)) => self.ask(session).await,
-            None => None,
-        };
+        let mut strangers = 0;
         let session = loop {
-            if let Some(session) = session {
-                break session;
-            }
-            if let Some((other, fresh)) = self.at_hand.take(time::now()) {
-                session = if fresh {
-                    Some(other)
-                } else {
-                    self.ask(other).await
-                };
+            if let Some((session, fresh)) = self.at_hand.take(time::now()) {
+                if fresh {
+                    break session;
+                }
+                if let Ok(session) = self.ask(session).await {
+                    break session;
+                }
                 continue;
             }
             let connection = self.from_pool(by).await?;
             let new = self.at_hand.admit(connection, time::now());
-            let trusted = self.settings.pool_pings || !self.settings.pre_ping;
-            session = if trusted && DB::CANCELS {
-                Some(new)
-            } else {
-                self.ask(new).await
-            };
+            // Where there is somebody to stop, it must be known who that is before the first statement.
+            let pinged = self.settings.pool_pings && self.settings.pooler != PoolerMode::Direct;
+            let trusted = pinged || !self.settings.pre_ping;
+            if trusted && DB::CANCELS {
+                break new;
+            }
+            match self.ask(new).await {
+                Ok(session) => break session,
+                Err(error) => {
+                    strangers += 1;
+                    // There were no more old ones: this one was new.
+                    if strangers > self.pool.options().get_max_connections() {
+                        let verdict = classify::database(&error, Phase::Connect);
+                        return Err(Judged::by(error, verdict).into());
+                    }
+                }
+            }
         };
         Ok(Lease::new(self, session, hold, taken, started))
     }
 
-    /// The session, if it answers in time.
-    pub(super) async fn ask(&self, session: Session<DB>) -> Option<Session<DB>> {
+    /// The session, if it answers in time; else it is closed.
+    pub(super) async fn ask(&self, session: Session<DB>) -> Result<Session<DB>, sqlx::Error> {
         // Closed, should this future be dropped: an answer may be under way.
         let mut asked = Asked(Some(session));
         let session = asked.0.as_mut().expect("it is there until it answered");
@@ -153,12 +158,15 @@ impl<DB: Driver> Inner<DB> {
                     identity.session = None;
                 }
                 self.at_hand.vouch(session, identity);
-                asked.0.take()
+                Ok(asked.0.take().expect("it is there until it answered"))
             }
-            // The server has ended it, or does not answer.
-            Some(Err(_)) | None => {
+            failed => {
                 self.book.disconnected();
-                None
+                let silent = || {
+                    let silent = format!("the connection did not answer within {limit:?}");
+                    io::Error::new(io::ErrorKind::TimedOut, silent).into()
+                };
+                Err(failed.and_then(Result::err).unwrap_or_else(silent))
             }
         }
     }
@@ -275,7 +283,7 @@ impl<DB: Driver> Inner<DB> {
         self: &Arc<Self>,
         limit: Duration,
         about: &A,
-        ask: for<'e> fn(&'e mut DB::Connection, &'e A) -> BoxFuture<'e, Result<T, sqlx::Error>>,
+        ask: Ask<DB, A, T>,
     ) -> Result<T, sqlx::Error> {
         let mut kept = self.admin.connection.lock().await;
         loop {
@@ -322,7 +330,7 @@ impl<DB: Driver> Inner<DB> {
             // The first call on it is over: time to learn whom to stop if the next one is dropped.
             let (inner, runtime) = (Arc::clone(self), session.runtime());
             runtime.spawn(async move {
-                if let Some(session) = inner.ask(session).await {
+                if let Ok(session) = inner.ask(session).await {
                     inner.put_at_hand(session).await;
                 }
                 drop(hold);
@@ -375,17 +383,19 @@ impl<DB: Driver> Inner<DB> {
                     inner.keeping.store(false, Ordering::Release);
                     // Whoever left something meanwhile found us still there.
                     if inner.is_tidy() || inner.keeping.swap(true, Ordering::AcqRel) {
-                        return keeper.is_done();
+                        return keeper.done();
                     }
                 }
             }
         });
     }
 
-    async fn keep_house(&self) {
+    async fn keep_house(self: &Arc<Self>) {
         let now = time::now();
         for session in self.at_hand.stale(now) {
-            self.return_to_pool(session).await;
+            // Each by itself: one may be silent.
+            let inner = Arc::clone(self);
+            tokio::spawn(async move { inner.return_to_pool(session).await });
         }
         self.book
             .report_overdue(&self.reporter, self.settings.patience, now);
@@ -408,7 +418,7 @@ struct Keeper<DB: Driver>(Weak<Inner<DB>>);
 
 impl<DB: Driver> Keeper<DB> {
     /// It has said already that it is gone.
-    fn is_done(mut self) {
+    fn done(mut self) {
         self.0 = Weak::new();
     }
 }
@@ -431,6 +441,12 @@ impl<DB: Driver> Drop for Asked<DB> {
         }
     }
 }
+
+/// A question to the server about something.
+type Ask<DB, A, T> = for<'e> fn(
+    &'e mut <DB as Database>::Connection,
+    &'e A,
+) -> BoxFuture<'e, Result<T, sqlx::Error>>;
 
 /// Why there is no connection.
 enum WhyNot {

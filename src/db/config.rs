@@ -191,7 +191,7 @@ impl Config {
         self.builder()?.build()
     }
 
-    /// The settings of a `Db` that is made by this, for what else it can be told.
+    /// The `Db`'s builder, for what else it can be told.
     ///
     /// # Errors
     /// As [`connect_lazy`](Self::connect_lazy).

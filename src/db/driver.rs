@@ -36,7 +36,7 @@ pub trait Driver: Backend {}
 pub trait Backend:
     Planned + HasStatementCache + Database<Arguments: Clone + Sync, Statement: Clone>
 {
-    /// Whether an error leaves the whole transaction without effect, until it is rolled back to a savepoint.
+    /// Whether an error undoes the whole transaction, or what came after a savepoint.
     const ERROR_ABORTS: bool;
 
     /// Whether a COMMIT that met a rival can be sent again as it is.

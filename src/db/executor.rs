@@ -174,8 +174,10 @@ where
     let attempt = || {
         let query = query.clone();
         async move {
+            let several = query.may_be_several();
             let mut lease = db.checkout().await?;
-            Ok(lease.statement(query, run_on).await?)
+            let result = lease.statement(query, run_on).await;
+            Ok(result.map_err(|judged| db.judge_part(judged, several))?)
         }
     };
     run(db.shield(), attempt).await
@@ -240,8 +242,10 @@ where
             let query = query.clone();
             async move {
                 let lease = db.checkout().await?;
+                let several = query.may_be_several();
                 let mut cursor = cursor(lease, query);
-                let first = cursor.next().await?;
+                let first = cursor.next().await;
+                let first = first.map_err(|judged| db.judge_part(judged, several))?;
                 Ok::<_, Failed>((cursor, first))
             }
         };
@@ -265,7 +269,6 @@ fn cursor<DB: Driver>(
     query: Replay<DB>,
 ) -> Generated<'static, Step<DB>, Judged<sqlx::Error>> {
     generate(move |mut out| async move {
-        let several = query.may_be_several();
         let plain = lease.is_plain();
         let (query, phase) = if plain {
             lease
@@ -292,10 +295,7 @@ fn cursor<DB: Driver>(
             }
         };
         let phase = if delivered { Phase::Commit } else { phase };
-        let mut result = lease.ended(result, phase).await;
-        if several && let Err(judged) = &mut result {
-            judged.kind = Kind::Ambiguous;
-        }
+        let result = lease.ended(result, phase).await;
         if plain && lease.state() != State::Lost {
             let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
             lease

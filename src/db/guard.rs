@@ -102,15 +102,7 @@ impl<DB: Driver> Lease<DB> {
         let result = match self.inner.settings.pooler {
             PoolerMode::TransactionPlain => self.wrapped(query, run).await,
             PoolerMode::Direct | PoolerMode::TransactionWithPrepared => {
-                let several = query.may_be_several();
-                let result = self.run(query, Phase::Statement, run).await;
-                result.map_err(|mut judged| {
-                    if several && undone(judged.kind) {
-                        // Those before the one that failed may have been done.
-                        judged.kind = Kind::Ambiguous;
-                    }
-                    judged
-                })
+                self.run(query, Phase::Statement, run).await
             }
         };
         let kind = result
@@ -345,14 +337,6 @@ impl<DB: Driver> fmt::Debug for Lease<DB> {
             .field("state", &self.state)
             .finish_non_exhaustive()
     }
-}
-
-/// Whether a failure of this kind would be repeated as one that did nothing.
-fn undone(kind: Kind) -> bool {
-    matches!(
-        kind,
-        Kind::Conflict | Kind::Saturated | Kind::Overloaded | Kind::Unavailable | Kind::TimedOut
-    )
 }
 
 const HELD: &str = "a lease has its session until it is given back";

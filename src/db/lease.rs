@@ -15,14 +15,24 @@ use crate::{
 /// To open and to close one costs a few moves; memory is asked for only when there are more of them than ever before.
 ///
 /// Invariant: `free` holds just the indices of the slots that are `None`.
-#[derive(Debug, Default)]
-pub(crate) struct Registry {
-    slots: Vec<Option<Lease>>,
+#[derive(Debug)]
+pub(crate) struct Registry<S> {
+    slots: Vec<Option<Lease<S>>>,
     free: Vec<usize>,
     opened: u64,
 }
 
-impl Registry {
+impl<S> Default for Registry<S> {
+    fn default() -> Self {
+        Self {
+            slots: Vec::new(),
+            free: Vec::new(),
+            opened: 0,
+        }
+    }
+}
+
+impl<S: AsRef<str>> Registry<S> {
     /// A connection was taken.
     pub(crate) fn open(&mut self, taken: Taken, now: Instant) -> Key {
         self.opened += 1;
@@ -30,6 +40,7 @@ impl Registry {
         let lease = Lease {
             id,
             taken,
+            statement: None,
             opened: now,
             activity: Activity::Idle,
             since: now,
@@ -56,7 +67,6 @@ impl Registry {
         let lease = self.slots[key.slot].take()?;
         self.free.push(key.slot);
         Some(Closed {
-            held_for: now.saturating_duration_since(lease.opened),
             leak: lease.is_told.then(|| lease.report(now)),
         })
     }
@@ -74,9 +84,9 @@ impl Registry {
     }
 
     /// The text of the statement that it runs.
-    pub(crate) fn sent(&mut self, key: Key, statement: Name) {
+    pub(crate) fn sent(&mut self, key: Key, statement: S) {
         if let Some(lease) = self.held(key) {
-            lease.taken.statement = Some(statement);
+            lease.statement = Some(statement);
         }
     }
 
@@ -99,17 +109,6 @@ impl Registry {
         overdue.into_iter().map(|(_, overdue)| overdue).collect()
     }
 
-    /// When there is something overdue at the earliest; that may be past.
-    ///
-    /// `None`: never, as things are. What changes later is due no earlier than the shorter patience after that.
-    pub(crate) fn next_due(&self, patience: Patience) -> Option<Instant> {
-        let dues = self.leases().flat_map(|lease| {
-            let (leak, idle) = (lease.leak_due(patience), lease.idle_due(patience));
-            leak.into_iter().chain(idle)
-        });
-        dues.min()
-    }
-
     /// The open leases, the oldest first.
     pub(crate) fn list(&self, now: Instant) -> Vec<LeaseReport> {
         let mut leases: Vec<_> = self.leases().collect();
@@ -129,11 +128,11 @@ impl Registry {
         self.slots.len() - self.free.len()
     }
 
-    fn leases(&self) -> impl Iterator<Item = &Lease> {
+    fn leases(&self) -> impl Iterator<Item = &Lease<S>> {
         self.slots.iter().flatten()
     }
 
-    fn held(&mut self, key: Key) -> Option<&mut Lease> {
+    fn held(&mut self, key: Key) -> Option<&mut Lease<S>> {
         let lease = self.slots.get_mut(key.slot)?.as_mut()?;
         // The slot may be another lease's by now.
         (lease.id == key.id).then_some(lease)
@@ -147,7 +146,6 @@ pub(crate) struct Taken {
     pub(crate) operation: Option<Name>,
     /// The name of the tracing span.
     pub(crate) span: Option<&'static str>,
-    pub(crate) statement: Option<Name>,
 }
 
 /// Names a lease; harmless once that is closed.
@@ -160,7 +158,6 @@ pub(crate) struct Key {
 /// A lease that is over.
 #[derive(Debug)]
 pub(crate) struct Closed {
-    pub(crate) held_for: Duration,
     /// What to say of it if it was told of as a leak.
     pub(crate) leak: Option<LeaseReport>,
 }
@@ -182,9 +179,10 @@ pub(crate) enum Overdue {
 }
 
 #[derive(Debug)]
-struct Lease {
+struct Lease<S> {
     id: u64,
     taken: Taken,
+    statement: Option<S>,
     opened: Instant,
     activity: Activity,
     /// When the activity began.
@@ -194,7 +192,7 @@ struct Lease {
     is_idle_told: bool,
 }
 
-impl Lease {
+impl<S: AsRef<str>> Lease<S> {
     fn report(&self, now: Instant) -> LeaseReport {
         let taken = self.taken.clone();
         LeaseReport {
@@ -202,7 +200,10 @@ impl Lease {
             location: taken.location,
             operation: taken.operation,
             span: taken.span,
-            statement: taken.statement,
+            statement: self
+                .statement
+                .as_ref()
+                .map(|sql| Name::from(sql.as_ref().to_owned())),
             age: now.saturating_duration_since(self.opened),
             activity: self.activity,
             activity_for: now.saturating_duration_since(self.since),
@@ -244,22 +245,20 @@ mod tests {
     #[test]
     fn a_leak_is_told_of_once_when_it_is_due() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         registry.open(named("a"), start);
-        assert_eq!(registry.next_due(PATIENCE), Some(at(start, 30.0)));
         assert_eq!(registry.overdue(PATIENCE, at(start, 29.9)), []);
         assert_eq!(
             told(registry.overdue(PATIENCE, at(start, 30.0))),
             ["leak a"]
         );
         assert_eq!(registry.overdue(PATIENCE, at(start, 99.0)), []);
-        assert_eq!(registry.next_due(PATIENCE), None);
     }
 
     #[test]
     fn the_oldest_leak_is_told_of_first() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let gone = registry.open(named("gone"), start);
         registry.open(named("b"), at(start, 1.0));
         registry.close(gone, at(start, 2.0));
@@ -275,14 +274,11 @@ mod tests {
     #[test]
     fn a_return_is_told_of_only_if_the_leak_was() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let early = registry.open(named("early"), start);
         let late = registry.open(named("late"), start);
         let closed = registry.close(early, at(start, 29.0)).unwrap();
-        assert_eq!(
-            (closed.held_for.as_secs(), closed.leak.is_none()),
-            (29, true)
-        );
+        assert_eq!(closed.leak, None);
         assert_eq!(registry.overdue(PATIENCE, at(start, 30.0)).len(), 1);
         let leak = registry.close(late, at(start, 45.0)).unwrap().leak.unwrap();
         assert_eq!((leak.id, leak.age.as_secs()), (2, 45));
@@ -291,12 +287,10 @@ mod tests {
     #[test]
     fn a_transaction_that_idles_is_told_of_once_and_apart_from_the_leak() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let key = registry.open(named("a"), start);
         registry.state(key, Activity::RunningInTransaction, at(start, 1.0));
-        assert_eq!(registry.next_due(PATIENCE), Some(at(start, 30.0)));
         registry.state(key, Activity::InTransaction, at(start, 12.0));
-        assert_eq!(registry.next_due(PATIENCE), Some(at(start, 22.0)));
         assert_eq!(registry.overdue(PATIENCE, at(start, 21.9)), []);
         let idle = registry.overdue(PATIENCE, at(start, 22.0));
         assert_eq!(told(idle), ["idle a"]);
@@ -316,7 +310,7 @@ mod tests {
             Activity::Running,
             Activity::RunningInTransaction,
         ] {
-            let mut registry = Registry::default();
+            let mut registry = Registry::<&str>::default();
             let key = registry.open(named("a"), start);
             registry.state(key, activity, start);
             let overdue = registry.overdue(PATIENCE, at(start, 29.0));
@@ -327,7 +321,7 @@ mod tests {
     #[test]
     fn being_told_the_same_again_starts_no_new_idleness() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let key = registry.open(named("a"), start);
         registry.state(key, Activity::InTransaction, start);
         registry.state(key, Activity::InTransaction, at(start, 5.0));
@@ -338,11 +332,11 @@ mod tests {
     #[test]
     fn each_statement_is_counted_and_the_last_one_is_shown() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let key = registry.open(named("a"), start);
         for statement in ["SELECT 1", "SELECT 2"] {
             registry.state(key, Activity::Running, at(start, 2.0));
-            registry.sent(key, Name::new(statement));
+            registry.sent(key, statement);
         }
         registry.state(key, Activity::Idle, at(start, 3.0));
         let report = &registry.list(at(start, 5.0))[0];
@@ -354,14 +348,14 @@ mod tests {
     #[test]
     fn who_closes_twice_does_not_close_somebody_elses() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let first = registry.open(named("first"), start);
         assert!(registry.close(first, start).is_some());
         let second = registry.open(named("second"), start);
         assert_eq!(first.slot, second.slot);
         assert!(registry.close(first, start).is_none());
         registry.state(first, Activity::Running, start);
-        registry.sent(first, Name::new("SELECT 1"));
+        registry.sent(first, "SELECT 1");
         let report = &registry.list(start)[0];
         assert_eq!((registry.len(), report.statements), (1, 0));
         assert_eq!(report.statement, None);
@@ -374,10 +368,9 @@ mod tests {
             leak_after: Duration::MAX,
             idle_in_transaction_after: Duration::MAX,
         };
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let key = registry.open(named("a"), start);
         registry.state(key, Activity::InTransaction, start);
-        assert_eq!(registry.next_due(patience), None);
         assert_eq!(registry.overdue(patience, at(start, 1e9)), []);
         assert_eq!(registry.leaks(patience.leak_after, at(start, 1e9)), 0);
     }
@@ -385,11 +378,12 @@ mod tests {
     #[test]
     fn leaks_are_counted_until_they_are_given_back() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let key = registry.open(named("a"), start);
         registry.open(named("b"), at(start, 1.0));
-        let leaks =
-            |registry: &Registry, seconds| registry.leaks(PATIENCE.leak_after, at(start, seconds));
+        let leaks = |registry: &Registry<&str>, seconds| {
+            registry.leaks(PATIENCE.leak_after, at(start, seconds))
+        };
         let counts = [29.0, 30.0, 31.0].map(|seconds| leaks(&registry, seconds));
         assert_eq!(counts, [0, 1, 2]);
         registry.overdue(PATIENCE, at(start, 31.0));
@@ -401,15 +395,12 @@ mod tests {
     #[test]
     fn a_slot_that_was_used_before_costs_no_memory() {
         let start = start();
-        let mut registry = Registry::default();
+        let mut registry = Registry::<&str>::default();
         let keys = [(); 20].map(|()| registry.open(named("warm-up"), start));
         for key in keys {
             registry.close(key, start);
         }
-        let shared = Taken {
-            statement: Some(Name::from(String::from("SELECT 1"))),
-            ..named("shared")
-        };
+        let shared = named("shared");
         let allocations = measure(|| {
             for _ in 0..1_000 {
                 let key = registry.open(shared.clone(), start);
@@ -429,7 +420,7 @@ mod tests {
         #[test]
         fn it_equals_a_list(steps in prop::collection::vec((any::<bool>(), any::<prop::sample::Index>()), 1..200)) {
             let start = start();
-            let mut registry = Registry::default();
+            let mut registry = Registry::<&str>::default();
             let (mut open, mut closed): (Vec<Key>, Vec<Key>) = Default::default();
             for (step, (opens, which)) in steps.into_iter().enumerate() {
                 let now = at(start, step as f64);

@@ -54,7 +54,7 @@
 //!
 //! # What it reports
 //! The events of its breaker, retries and limiter under its own name, and [`Leak`](crate::Event::Leak), [`LeakReturned`](crate::Event::LeakReturned),
-//! [`IdleInTransaction`](crate::Event::IdleInTransaction):
+//! [`IdleInTransaction`](crate::Event::IdleInTransaction), [`CommitResolved`](crate::Event::CommitResolved):
 //! `WARN connection not given back name=db report=held for 31.2s, taken at src/orders.rs:12 ..`. Besides [`Db::stats`], [`Db::health`], [`Db::leases`].
 //!
 //! # Its place in the stack
@@ -71,6 +71,7 @@
 //! - A statement that commits inside (`CALL`, `DO`) can't be told from one that does not: use [`Db::once`].
 //! - `BEGIN` through `&db` opens a transaction that nobody ends. Use [`Db::begin`].
 //! - The pool may be used beside it. Its calls then compete for the connections that are left, without a queue.
+//! - Stopping statements, and asking what became of a COMMIT, takes a connection beside the pool's. It is closed after ten seconds without use.
 //! - Connections that were used in the last half second are kept at hand, so the pool counts them as in use.
 
 mod book;
@@ -108,6 +109,8 @@ use std::{
     time::Duration,
 };
 
+#[cfg(feature = "postgres")]
+use futures_core::future::BoxFuture;
 use sqlx::Pool;
 
 #[cfg(feature = "postgres")]
@@ -137,7 +140,7 @@ use crate::{
     breaker::{Breaker, WhenOpen},
     classify::{self, Phase},
     error::{ConfigError, Wrapped},
-    event::{Name, Observer, Reporter},
+    event::{Name, Observer, Reporter, State},
     kind::Kind,
     limit::ConcurrencyLimiter,
     retry::{Budget, Retry},
@@ -334,7 +337,7 @@ impl<DB: Driver> Db<DB> {
         }
     }
 
-    /// Runs a transaction as one unit, and repeats the whole of it where that is safe.
+    /// Runs a transaction as one unit, which is repeated where that is safe.
     ///
     /// `closure` gets a handle that is an `Executor` as `&mut tx`. Where it returns `Ok`, the transaction is committed; where it returns an error, rolled back.
     /// It is called again after a statement failed because a rival won, whatever the closure made of that failure, and where the connection was lost before
@@ -482,7 +485,11 @@ impl<DB: Driver> Db<DB> {
 
     /// Whether to send calls here, and what is the matter.
     pub fn health(&self) -> Health {
-        let stats = self.inner.stats();
+        let mut stats = self.inner.stats();
+        if self.inner.breaker.is_due() {
+            // Without calls nobody would find out that the database is back.
+            stats.circuit = State::HalfOpen;
+        }
         let sustained =
             self.inner
                 .book
@@ -538,7 +545,6 @@ impl<DB: Driver> Db<DB> {
             location: location.or(self.location),
             operation: self.operation.clone(),
             span: span.metadata().map(|span| span.name()),
-            ..Taken::default()
         }
     }
 
@@ -546,14 +552,78 @@ impl<DB: Driver> Db<DB> {
         self.inner.checkout(self.taken(None)).await
     }
 
-    /// What an error of a closure with several statements means: those before it may have been done.
+    /// What an error of a closure with several statements means.
     fn judge_call(&self, error: &sqlx::Error) -> Kind {
-        match classify::database(error, Phase::Statement).kind {
-            Kind::Conflict | Kind::Unavailable | Kind::Overloaded | Kind::Saturated => {
+        self.of_part(classify::database(error, Phase::Statement).kind)
+    }
+
+    /// A failure of what may have been one of several statements, if it was.
+    fn judge_part(&self, mut judged: Judged<sqlx::Error>, several: bool) -> Judged<sqlx::Error> {
+        if several {
+            judged.kind = self.of_part(judged.kind);
+        }
+        judged
+    }
+
+    /// What a failure means for the whole of which it is a part: what came before it may have been done.
+    fn of_part(&self, kind: Kind) -> Kind {
+        match kind {
+            kind if self.repeat == Repeat::Idempotent => kind,
+            // The database is well, but the whole can't be repeated.
+            Kind::Conflict => Kind::Invalid,
+            Kind::Unavailable | Kind::Overloaded | Kind::Saturated | Kind::TimedOut => {
                 Kind::Ambiguous
             }
             kind => kind,
         }
+    }
+}
+
+#[cfg(feature = "postgres")]
+impl Db<sqlx::Postgres> {
+    /// Asks the server who is connected, who is slow, and who blocks whom.
+    ///
+    /// It does so beside the pool, so that it works while the pool is full. Long-running is what has run for so long. See [`diagnose()`].
+    ///
+    /// # Errors
+    /// What connecting or the server says.
+    ///
+    /// # Cancel safety
+    /// It changes nothing.
+    pub async fn diagnose(&self, long_running: Duration) -> Result<Diagnosis, sqlx::Error> {
+        fn ask<'e>(
+            connection: &'e mut sqlx::PgConnection,
+            long_running: &'e Duration,
+        ) -> BoxFuture<'e, Result<Diagnosis, sqlx::Error>> {
+            Box::pin(diagnose(connection, *long_running))
+        }
+        self.inner.with_admin(ADMIN, &long_running, ask).await
+    }
+
+    /// Ends the idle sessions of this role and application on the server, for emergencies; says how many.
+    ///
+    /// A session is idle, in a transaction or not, if it has run nothing for longer than `older_than`. The application's name is the pool's. See
+    /// [`terminate_idle()`] for what is spared.
+    ///
+    /// # Errors
+    /// `InvalidArgument` if the pool's connections have no application name; else what connecting or the server says.
+    ///
+    /// # Cancel safety
+    /// Once it was polled, sessions may have been ended.
+    pub async fn terminate_idle(&self, older_than: Duration) -> Result<u64, sqlx::Error> {
+        let options = self.inner.pool.connect_options();
+        let application = options
+            .get_application_name()
+            .unwrap_or_default()
+            .to_owned();
+        let about = (application, older_than);
+        fn ask<'e>(
+            connection: &'e mut sqlx::PgConnection,
+            (application, older_than): &'e (String, Duration),
+        ) -> BoxFuture<'e, Result<u64, sqlx::Error>> {
+            Box::pin(terminate_idle(connection, application, *older_than))
+        }
+        self.inner.with_admin(ADMIN, &about, ask).await
     }
 }
 
@@ -616,6 +686,8 @@ impl<DB: Driver> Inner<DB> {
             p99: meters.calls.quantile(0.99, now),
             error_rate: meters.calls.error_rate(now),
             disconnects: meters.calls.disconnects(now),
+            fates_committed: self.book.committed.load(Ordering::Relaxed),
+            fates_aborted: self.book.aborted.load(Ordering::Relaxed),
             circuit: self.breaker.state(),
         }
     }
@@ -851,6 +923,10 @@ impl<DB: Driver> fmt::Debug for Builder<DB> {
 
 /// The server ends a statement so much earlier than we would.
 const GRACE: Duration = Duration::from_millis(250);
+
+/// A question about all sessions of a server.
+#[cfg(feature = "postgres")]
+const ADMIN: Duration = Duration::from_secs(10);
 
 /// How soon a database that waits for its server looks again.
 const SOON: Duration = Duration::from_millis(100);

@@ -29,11 +29,15 @@ impl Backend for MySql {
     ) -> BoxFuture<'e, Result<Identity, sqlx::Error>> {
         Box::pin(async move {
             let sql = format!("ROLLBACK; {RESTORE}; SELECT CAST(CONNECTION_ID() AS SIGNED)");
+            let mut refused = no_answer();
             for _ in 0..LATE {
                 let row = match ask(connection, AssertSqlSafe(sql.clone())).await {
                     Ok(row) => row.ok_or_else(no_answer)?,
                     // The answer of a statement that was stopped.
-                    Err(sqlx::Error::Database(_)) => continue,
+                    Err(error @ sqlx::Error::Database(_)) => {
+                        refused = error;
+                        continue;
+                    }
                     Err(error) => return Err(error),
                 };
                 return Ok(Identity {
@@ -41,7 +45,7 @@ impl Backend for MySql {
                     stop: None,
                 });
             }
-            Err(no_answer())
+            Err(refused)
         })
     }
 
@@ -122,12 +126,14 @@ fn shorten(limits: Limits) -> String {
 }
 
 /// Undoes [`shorten`]; without effect where there is nothing to undo.
+///
+/// A variable that was never set counts as a text, which no limit can be set to without a cast.
 const RESTORE: &str = "SET SESSION innodb_lock_wait_timeout = \
-     COALESCE(@steadfast_lock, @@SESSION.innodb_lock_wait_timeout) \
+     CAST(COALESCE(@steadfast_lock, @@SESSION.innodb_lock_wait_timeout) AS UNSIGNED) \
      /*M!100108 , SESSION max_statement_time = \
-     COALESCE(@steadfast_statement, @@SESSION.max_statement_time) */ \
+     CAST(COALESCE(@steadfast_statement, @@SESSION.max_statement_time) AS DOUBLE) */ \
      /*!50708 , SESSION max_execution_time = \
-     COALESCE(@steadfast_statement, @@SESSION.max_execution_time) */, \
+     CAST(COALESCE(@steadfast_statement, @@SESSION.max_execution_time) AS UNSIGNED) */, \
      @steadfast_lock = NULL, @steadfast_statement = NULL";
 
 /// Sends a text as it is, and reads its last row.

@@ -30,6 +30,7 @@ impl Backend for Postgres {
         Box::pin(async move {
             // Outside of a transaction the two are the same instant.
             const WHO: &str = "SELECT pg_backend_pid(), now() = statement_timestamp()";
+            let mut refused = no_answer();
             for _ in 0..4 {
                 let row = match ask(connection, WHO).await {
                     Ok(Some(row)) => row,
@@ -39,6 +40,7 @@ impl Backend for Postgres {
                         if error.code().as_deref() == Some("25P02") {
                             ask(connection, "ROLLBACK").await?;
                         }
+                        refused = sqlx::Error::Database(error);
                         continue;
                     }
                     Err(error) => return Err(error),
@@ -52,7 +54,7 @@ impl Backend for Postgres {
                 }
                 ask(connection, "ROLLBACK").await?;
             }
-            Err(no_answer())
+            Err(refused)
         })
     }
 

@@ -1,4 +1,4 @@
-//! A connection while it is ours, and the few that are kept at hand between two calls.
+//! A connection while it is ours, and those kept at hand between two calls.
 //!
 //! ```text
 //!                        ┌───────────── a call ─────────────┐

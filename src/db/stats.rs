@@ -6,7 +6,8 @@ use crate::event::State;
 
 /// The numbers of a database at one moment.
 ///
-/// Latencies, rates and counts of calls are those of the last minute, of which the first six seconds may be missing. They are nothing without calls.
+/// Latencies, rates and counts of calls are those of the last minute, of which the first six seconds may be missing. They are nothing without calls. The two
+/// counts of fates go back to when the database was made.
 ///
 /// Its text is one line of `key=value`: `max=20 size=12 in_use=3 idle=9 waiting=0 available=17 utilization=0.150 ..`
 #[derive(Clone, Debug, PartialEq)]
@@ -44,6 +45,10 @@ pub struct Stats {
     pub error_rate: f64,
     /// Connections that were lost.
     pub disconnects: u64,
+    /// COMMITs whose reply was lost, and which turned out to have taken place.
+    pub fates_committed: u64,
+    /// COMMITs whose reply was lost, and which turned out not to have taken place.
+    pub fates_aborted: u64,
     /// What the circuit lets through.
     pub circuit: State,
 }
@@ -65,7 +70,8 @@ impl fmt::Display for Stats {
         )?;
         write!(
             f,
-            "wait_mean={} wait_p99={} calls={} mean={} p99={} error_rate={:.3} disconnects={} circuit={}",
+            "wait_mean={} wait_p99={} calls={} mean={} p99={} error_rate={:.3} disconnects={} \
+             fates_committed={} fates_aborted={} circuit={}",
             Millis(self.wait_mean),
             Millis(self.wait_p99),
             self.calls,
@@ -73,6 +79,8 @@ impl fmt::Display for Stats {
             Millis(self.p99),
             self.error_rate,
             self.disconnects,
+            self.fates_committed,
+            self.fates_aborted,
             // A value has no space in it.
             self.circuit.as_str().replace(' ', "-")
         )
@@ -379,7 +387,8 @@ mod tests {
         assert_eq!(
             text,
             "max=20 size=12 in_use=3 idle=9 waiting=0 available=17 utilization=0.150 leaks=0 reaping=0 \
-             wait_mean=0.2ms wait_p99=1.5ms calls=1000 mean=3.0ms p99=20.0ms error_rate=0.001 disconnects=0 circuit=forced-open"
+             wait_mean=0.2ms wait_p99=1.5ms calls=1000 mean=3.0ms p99=20.0ms error_rate=0.001 disconnects=0 \
+             fates_committed=2 fates_aborted=1 circuit=forced-open"
         );
         assert!(text.split(' ').all(|pair| pair.split('=').count() == 2));
     }
@@ -402,6 +411,8 @@ mod tests {
             p99: Duration::from_millis(20),
             error_rate: 0.001,
             disconnects: 0,
+            fates_committed: 2,
+            fates_aborted: 1,
             circuit: State::Closed,
         }
     }

@@ -99,9 +99,9 @@ impl TransactionOptions {
         self
     }
 
-    /// Says whether the transaction was committed, when the COMMIT's reply was lost and the server can't say.
+    /// Says whether the transaction was committed, where nobody else can.
     ///
-    /// PostgreSQL can; for the others this is the way to know. It looks for something that only this transaction can have written, such as a row with an
+    /// It is asked when the COMMIT's reply was lost. PostgreSQL knows by itself; for the others this is the way to know. It looks for something that only this transaction can have written, such as a row with an
     /// id of its own.
     pub fn verify<F, Fut>(mut self, verify: F) -> Self
     where
@@ -137,7 +137,7 @@ pub enum TransactionError {
         #[source]
         sqlx::Error,
     ),
-    /// The closure returned `Ok`, but a statement had failed, so that there was nothing to commit.
+    /// The closure returned `Ok`, but a statement in it had failed. Nothing was committed.
     #[error("the transaction was rolled back, as a statement in it had failed: {0}")]
     RolledBack(
         /// What the statement had failed with.
@@ -151,7 +151,7 @@ pub enum TransactionError {
         "the transaction's handle was still in use when its closure had returned: it was rolled back"
     )]
     Escaped,
-    /// The database was used inside of its own transaction, where only `tx` sees what the transaction did.
+    /// The database was used inside of its own transaction, in place of its handle.
     #[error(
         "the database was used at {used} inside of its own transaction, which began at {begun}: \
          use the transaction's handle there"
@@ -650,11 +650,11 @@ impl<DB: Driver> Open<DB> {
         let (trace, verify) = (self.trace.take(), self.verify.take());
         match fate(&inner, trace.as_ref(), verify.as_ref()).await {
             Some(true) => {
-                inner.book.fate(true);
+                inner.book.fate(true, &inner.reporter);
                 Ok(())
             }
             Some(false) => {
-                inner.book.fate(false);
+                inner.book.fate(false, &inner.reporter);
                 Err(Judged::new(judged.error, Kind::Unavailable))
             }
             None => {

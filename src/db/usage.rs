@@ -53,11 +53,11 @@ impl Usage {
     pub(crate) fn sustained(&mut self, at_least: f64, max: u32, now: Instant) -> bool {
         self.catch_up(now);
         let (current, all) = (self.until / SECOND, f64::from(max) * SECOND as f64);
-        if max == 0 || current + 1 < BUCKETS as u64 {
+        if current + 1 < BUCKETS as u64 {
             return false;
         }
         let mut full = current + 1 - BUCKETS as u64..current;
-        // Divided and not multiplied: 18 / 20 is just what `0.9` is.
+        // Divided and not multiplied: 18 / 20 is just what `0.9` is, and of no connections there is no share.
         full.all(|second| {
             let second = self.seconds.at(second).map_or(0, |second| second.busy);
             second as f64 / all >= at_least
@@ -146,9 +146,9 @@ mod tests {
         usage.change(4, start);
         usage.change(8, at(start, 4.0));
         // Of a thread that read the clock before the other, and came after it.
-        usage.change(4, at(start, 3.0));
-        assert_eq!(usage.mean(at(start, 8.0)), 4.0);
-        assert_eq!(usage.mean(at(start, 6.0)), 4.0);
+        usage.change(2, at(start, 3.0));
+        assert_eq!(usage.mean(at(start, 8.0)), 3.0);
+        assert_eq!(usage.mean(at(start, 6.0)), 3.0);
     }
 
     #[test]

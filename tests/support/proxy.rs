@@ -37,6 +37,10 @@ pub enum Fault {
     BlackHole,
     /// Who sends something is answered by a reset.
     Reset,
+    /// So many bytes of the answer to the next COMMIT are let through, then that connection is closed. Only once: then all passes again.
+    CutCommitReply(usize),
+    /// So many bytes of the next COMMIT are let through, then that connection is closed. Only once: then all passes again.
+    CutCommitRequest(usize),
 }
 
 /// What has gone through.
@@ -48,6 +52,13 @@ pub struct Counts {
     pub replies: usize,
     /// How often a client had to send again after an answer.
     pub round_trips: usize,
+    /// The length of the last COMMIT, a simple query of PostgreSQL that ends so.
+    pub commit_request: usize,
+    /// The length of the last answer to one.
+    pub commit_reply: usize,
+    /// Answers to a COMMIT that were cut. An answer that does not say that it was committed is not counted.
+    pub cut_commit_replies: usize,
+    pub cut_commit_requests: usize,
 }
 
 /// The proxy; dropped, it hangs up on everybody.
@@ -123,6 +134,20 @@ impl Shared {
     fn count(&self, change: impl FnOnce(&mut Counts)) {
         change(&mut self.counts.lock().expect("counting does not panic"));
     }
+
+    /// The fault that is meant for this request, which is the only one to suffer it.
+    fn take_commit_fault(&self, request: &[u8]) -> Option<Fault> {
+        let mut taken = None;
+        self.fault.send_if_modified(|fault| {
+            let is_meant = matches!(fault, Fault::CutCommitReply(_) | Fault::CutCommitRequest(_));
+            let takes = is_meant && request.ends_with(COMMIT);
+            if takes {
+                taken = Some(std::mem::replace(fault, Fault::Pass));
+            }
+            takes
+        });
+        taken
+    }
 }
 
 async fn accept(listener: TcpListener, server: u16, shared: Arc<Shared>) {
@@ -138,13 +163,13 @@ async fn connection(mut client: TcpStream, server: u16, shared: Arc<Shared>) {
         return;
     };
     let _ = (client.set_nodelay(true), server.set_nodelay(true));
-    let answered = Mutex::new(true);
+    let state = Mutex::new(State::default());
     let end = {
         let (from_client, to_client) = client.split();
         let (from_server, to_server) = server.split();
         let pump = |direction| Pump {
             direction,
-            answered: &answered,
+            state: &state,
             shared: &shared,
         };
         tokio::select! {
@@ -171,10 +196,20 @@ enum End {
     Reset,
 }
 
+/// What is known of one connection.
+#[derive(Default)]
+struct State {
+    asked: bool,
+    /// So many bytes came in answer to its COMMIT.
+    answer: Option<usize>,
+    /// So many bytes of that answer are let through.
+    cut: Option<usize>,
+}
+
 /// One direction of one connection.
 struct Pump<'a> {
     direction: Direction,
-    answered: &'a Mutex<bool>,
+    state: &'a Mutex<State>,
     shared: &'a Shared,
 }
 
@@ -186,8 +221,11 @@ impl Pump<'_> {
                 Ok(0) | Err(_) => return End::Close,
                 Ok(read) => read,
             };
-            self.count();
-            let (pass, end) = self.suffer(read).await;
+            self.count(&buffer[..read]);
+            let (pass, end) = match self.cut_commit(&buffer[..read]) {
+                Some(pass) => (pass, Some(End::Close)),
+                None => self.suffer(read).await,
+            };
             if to.write_all(&buffer[..pass]).await.is_err() {
                 return End::Close;
             }
@@ -197,16 +235,53 @@ impl Pump<'_> {
         }
     }
 
-    fn count(&self) {
-        let mut answered = self.answered.lock().expect("counting does not panic");
+    fn count(&self, bytes: &[u8]) {
+        let mut state = self.state.lock().expect("counting does not panic");
         let reply = self.direction == Direction::Reply;
-        let asks_anew = !reply && *answered;
-        *answered = reply;
+        let asks_anew = !reply && !state.asked;
+        state.asked = !reply;
+        if !reply {
+            state.answer = bytes.ends_with(COMMIT).then_some(0);
+        } else if let Some(answer) = &mut state.answer {
+            *answer += bytes.len();
+        }
+        let answer = state.answer;
         self.shared.count(|counts| {
             counts.requests += usize::from(!reply);
             counts.replies += usize::from(reply);
             counts.round_trips += usize::from(asks_anew);
+            match answer {
+                Some(answer) if reply => counts.commit_reply = answer,
+                Some(_) => counts.commit_request = bytes.len(),
+                None => {}
+            }
         });
+    }
+
+    /// How many of the bytes are let through, if the connection ends after them because a COMMIT was to be cut.
+    fn cut_commit(&self, bytes: &[u8]) -> Option<usize> {
+        let mut state = self.state.lock().expect("counting does not panic");
+        if self.direction == Direction::Request {
+            let fault = self.shared.take_commit_fault(bytes)?;
+            let Fault::CutCommitRequest(pass) = fault else {
+                state.cut = match fault {
+                    Fault::CutCommitReply(pass) => Some(pass),
+                    _ => None,
+                };
+                return None;
+            };
+            self.shared.count(|counts| counts.cut_commit_requests += 1);
+            return Some(pass.min(bytes.len()));
+        }
+        let left = state.cut.as_mut()?;
+        if bytes.len() < *left {
+            *left -= bytes.len();
+            return None;
+        }
+        let committed = bytes.windows(COMMIT.len()).any(|window| window == COMMIT);
+        self.shared
+            .count(|counts| counts.cut_commit_replies += usize::from(committed));
+        Some(*left)
     }
 
     /// How many of the bytes are let through, and how the connection ends after them, if it does.
@@ -242,3 +317,6 @@ impl Pump<'_> {
         }
     }
 }
+
+/// How a simple query of PostgreSQL that commits ends, and what the answer calls it.
+const COMMIT: &[u8] = b"COMMIT\0";

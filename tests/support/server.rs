@@ -1,4 +1,4 @@
-//! Private database servers for tests, which may kill, stop and restart them.
+//! Private database servers, and a pooler, for tests, which may kill, stop and restart them.
 //!
 //! ```text
 //!   test process ──pipe──► sh: a supervisor ──► the server, in a folder of its own with its own port and socket
@@ -14,6 +14,8 @@
 
 #[cfg(feature = "mysql")]
 pub mod mariadb;
+#[cfg(feature = "postgres")]
+pub mod pgbouncer;
 #[cfg(feature = "postgres")]
 pub mod postgres;
 
@@ -54,11 +56,11 @@ trait Kind {
     /// The server's program.
     fn program(&self) -> &Path;
 
-    /// How to make a data folder.
-    fn initialize(&self, data: &Path) -> Command;
+    /// How to make a data folder, or `None` if it has no data.
+    fn initialize(&self, data: &Path) -> Option<Command>;
 
-    /// The server's arguments.
-    fn arguments(&self, home: &Path, port: u16) -> Vec<String>;
+    /// The server's arguments, with the test's own settings, which override the usual ones.
+    fn arguments(&self, home: &Path, port: u16, settings: &[String]) -> Vec<String>;
 
     /// Whether the server with this pid takes connections.
     fn ready(&self, home: &Path, pid: u32) -> bool;
@@ -72,13 +74,13 @@ struct Server<K: Kind> {
     kind: K,
     home: PathBuf,
     port: u16,
-    extra: Vec<String>,
+    settings: Vec<String>,
     supervisor: Option<Supervisor>,
 }
 
 impl<K: Kind> Server<K> {
     /// `None` if tests are told to do without servers. Panics if it is not installed.
-    fn start(extra: &[&str]) -> Option<Self> {
+    fn start(settings: &[&str]) -> Option<Self> {
         if skipped() {
             return None;
         }
@@ -100,7 +102,7 @@ impl<K: Kind> Server<K> {
             kind,
             home,
             port: 0,
-            extra: extra.iter().map(ToString::to_string).collect(),
+            settings: settings.iter().map(ToString::to_string).collect(),
             supervisor: None,
         };
         server.up();
@@ -131,9 +133,8 @@ impl<K: Kind> Server<K> {
     fn begin(&mut self) -> u32 {
         assert!(self.supervisor.is_none(), "{} is up", K::NAME);
         let _ = fs::remove_file(self.home.join("log"));
-        let arguments = self.kind.arguments(&self.home, self.port);
-        let arguments = arguments.iter().chain(&self.extra);
-        let supervisor = Supervisor::start::<K>(&self.home, self.kind.program(), arguments);
+        let arguments = self.kind.arguments(&self.home, self.port, &self.settings);
+        let supervisor = Supervisor::start::<K>(&self.home, self.kind.program(), &arguments);
         let pid = supervisor.server;
         self.supervisor = Some(supervisor);
         pid
@@ -189,11 +190,7 @@ struct Supervisor {
 }
 
 impl Supervisor {
-    fn start<'a, K: Kind>(
-        home: &Path,
-        program: &Path,
-        arguments: impl Iterator<Item = &'a String>,
-    ) -> Self {
+    fn start<K: Kind>(home: &Path, program: &Path, arguments: &[String]) -> Self {
         let mut command = Owner::of::<K>().command("sh");
         command.args(["-c", SUPERVISE, "sh", K::END]);
         command.arg(home).arg(program).args(arguments);
@@ -350,26 +347,24 @@ pub fn skipped() -> bool {
     skipped
 }
 
-/// Fills the home's data folder from the template, which is made first if there is none.
+/// Fills the home's data folder, if it needs one, from the template, which is made first if there is none.
 fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
+    let data = home.join("data");
+    let Some(mut initialize) = kind.initialize(&data) else {
+        return;
+    };
     let version = run(Command::new(kind.program()).arg("--version"));
     let version: String = version
         .chars()
         .filter(|letter| letter.is_ascii_alphanumeric() || *letter == '.')
         .collect();
-    // Examples have no folder for the files of tests.
-    let templates = option_env!("CARGO_TARGET_TMPDIR").map_or_else(
-        || env::temp_dir().join("steadfast-templates"),
-        PathBuf::from,
-    );
+    let templates = templates();
     let template = templates.join(format!("{}-{version}", K::NAME));
-    let data = home.join("data");
     if !template.is_dir() {
-        let mut command = kind.initialize(&data);
         if let Some((user, group)) = owner.ids {
-            command.uid(user).gid(group);
+            initialize.uid(user).gid(group);
         }
-        run(command.current_dir(home));
+        run(initialize.current_dir(home));
         fs::create_dir_all(&templates).expect("the target folder can be written");
         let name = home.file_name().expect("it has a name");
         let draft = templates.join(name);
@@ -382,6 +377,17 @@ fn copy_template<K: Kind>(kind: &K, owner: &Owner, home: &Path) {
     }
     run(Command::new("cp").arg("-R").arg(&template).arg(&data));
     owner.give_all(&data);
+}
+
+/// In the target folder. An example is not told of it, but lies there.
+fn templates() -> PathBuf {
+    option_env!("CARGO_TARGET_TMPDIR").map_or_else(
+        || {
+            let program = env::current_exe().expect("a program");
+            program.with_file_name("templates")
+        },
+        PathBuf::from,
+    )
 }
 
 /// A folder for one server. Sockets lie in it, whose paths must be short.

@@ -1,0 +1,666 @@
+//! Transfers between accounts while the server, its backends and the network fail, and the count of what was written in the end.
+//!
+//! ```text
+//!   workers ──► Db, or a plain pool ──► proxy ──► PostgreSQL with fsync on
+//!      ▲                                  │ COMMITs and their answers are cut, sockets are cut
+//!      └── so many transfers to an act ── fire ── backends are killed, the server crashes
+//! ```
+//!
+//! The acts follow each other, and the workers keep step with them, so that no act meets an idle server and the last one comes before the last transfer.
+#![allow(dead_code, reason = "the test uses a part of it")]
+#![allow(clippy::disallowed_methods, reason = "a real server, a real clock")]
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use sqlx::{
+    PgConnection, PgPool, Postgres as Pg,
+    postgres::{PgArguments, PgPoolOptions},
+    query::Query,
+};
+use steadfast::{
+    Event, Observer, Rejected,
+    breaker::WhenOpen,
+    db::{PgDb, TransactionError},
+};
+use tokio::{
+    task::{JoinSet, block_in_place},
+    time::{sleep, timeout},
+};
+
+use crate::{
+    proxy::{Counts, Fault, Proxy},
+    server::postgres::Postgres,
+};
+
+/// How much of everything.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    pub transfers: u64,
+    pub workers: usize,
+    /// Backends that are ended in the middle of a statement.
+    pub kills: usize,
+    /// How often the answer to a COMMIT is cut at each of its bytes.
+    pub cuts: usize,
+    /// How often the server crashes.
+    pub crashes: usize,
+}
+
+/// What came of it.
+#[derive(Debug, Default)]
+pub struct Report {
+    pub transfers: u64,
+    /// Transfers that returned `Ok`.
+    pub acked: u64,
+    /// Transfers that returned an error which says that nothing was done.
+    pub failed: u64,
+    /// Transfers that returned an error which says that nobody knows.
+    pub unresolved: u64,
+    /// Transfers with rows in the ledger.
+    pub applied: u64,
+    /// Transfers that returned `Ok` and have not all of their rows.
+    pub lost: u64,
+    /// Transfers with more rows than they should have.
+    pub duplicate: u64,
+    /// Transfers with rows that returned an error which says that nothing was done.
+    pub phantom: u64,
+    /// Accounts whose balance is not what the ledger says.
+    pub unbalanced: u64,
+    pub fates_committed: u64,
+    pub fates_aborted: u64,
+    pub fire: Fire,
+    pub events: BTreeMap<String, u64>,
+    pub errors: BTreeMap<String, u64>,
+    pub slowest: Duration,
+    pub took: Duration,
+}
+
+/// What was done to it.
+#[derive(Clone, Debug, Default)]
+pub struct Fire {
+    pub kills: usize,
+    /// Kills that came too late for their statement.
+    pub missed_kills: usize,
+    /// The times that the answer to a COMMIT was cut before its n-th byte; one more entry than it has bytes.
+    pub cut_replies: Vec<usize>,
+    pub cut_requests: Vec<usize>,
+    pub cut_sockets: usize,
+    pub crashes: usize,
+}
+
+impl Report {
+    /// What is not as it should be.
+    pub fn broken(&self, settings: Settings, fates: u64) -> Vec<String> {
+        let Self {
+            transfers, fire, ..
+        } = self;
+        let least = |cuts: &[usize]| cuts.iter().copied().min().unwrap_or(0);
+        let bounds = [
+            (*transfers == settings.transfers, "every transfer was made"),
+            (
+                self.acked + self.failed == *transfers,
+                "every transfer was acknowledged or failed",
+            ),
+            (self.unresolved == 0, "the end of every transfer is known"),
+            (self.lost == 0, "nothing acknowledged was lost"),
+            (self.duplicate == 0, "nothing was done twice"),
+            (self.phantom == 0, "nothing was done that had failed"),
+            (
+                self.applied == self.acked,
+                "what was done is what was acknowledged",
+            ),
+            (self.unbalanced == 0, "the balances are those of the ledger"),
+            (fire.kills >= settings.kills, "as many kills as asked for"),
+            (
+                fire.cut_replies.len() > 1 && least(&fire.cut_replies) >= settings.cuts,
+                "answers to COMMIT cut at every byte",
+            ),
+            (
+                fire.cut_requests.len() > 1 && least(&fire.cut_requests) > 0,
+                "COMMITs cut at every byte",
+            ),
+            (fire.crashes >= settings.crashes, "as many crashes as asked"),
+            (
+                self.fates_committed >= fates,
+                "COMMITs that were found to have taken place",
+            ),
+            (
+                self.fates_aborted >= fates,
+                "COMMITs that were found not to have taken place",
+            ),
+        ];
+        let broken = bounds.into_iter().filter(|(holds, _)| !holds);
+        broken.map(|(_, bound)| bound.to_owned()).collect()
+    }
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "transfers={} acked={} failed={} applied={} lost={} duplicate={} unresolved={} fates_committed={} fates_aborted={}",
+            self.transfers,
+            self.acked,
+            self.failed,
+            self.applied,
+            self.lost,
+            self.duplicate,
+            self.unresolved,
+            self.fates_committed,
+            self.fates_aborted,
+        )
+    }
+}
+
+impl fmt::Display for Fire {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (replies, requests) = (&self.cut_replies, &self.cut_requests);
+        write!(
+            f,
+            "{} backends killed in a statement ({} more beside it), {} answers to COMMIT cut at {} places, {} COMMITs cut at {}, \
+             {} times sockets cut, {} crashes",
+            self.kills,
+            self.missed_kills,
+            replies.iter().sum::<usize>(),
+            replies.len(),
+            requests.iter().sum::<usize>(),
+            requests.len(),
+            self.cut_sockets,
+            self.crashes,
+        )
+    }
+}
+
+/// Who makes the transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// A `Db`.
+    Steadfast,
+    /// A plain pool, and a loop that repeats whatever failed.
+    Naive,
+}
+
+/// Makes the transfers under fire; `None` if tests are told to do without servers.
+pub async fn run(way: Way, settings: Settings) -> Option<Report> {
+    let mut server = Postgres::start_with(&SERVER)?;
+    let started = Instant::now();
+    let mut connection = server.connect().await;
+    for sql in TABLES {
+        sqlx::query(sql)
+            .execute(&mut connection)
+            .await
+            .expect("the tables are made");
+    }
+    let proxy = Proxy::start(server.port()).await;
+    let options = server.options().port(proxy.port());
+    let options = options.application_name(APPLICATION);
+    let pool = PgPoolOptions::new()
+        .max_connections(CONNECTIONS)
+        .connect_lazy_with(options);
+    let log = Arc::new(Log::default());
+    let bank = match way {
+        Way::Steadfast => Bank::Steadfast(open(&pool, &log)),
+        Way::Naive => Bank::Naive(pool),
+    };
+    // One transfer in peace, which shows how long a COMMIT and its answer are.
+    let transfers = Arc::new(Transfers::default());
+    transfers.make(&bank).await;
+    let counts = proxy.counts();
+    let acts = acts(settings, counts.commit_reply, counts.commit_request);
+
+    transfers
+        .last
+        .store(settings.transfers - 1, Ordering::Relaxed);
+    let mut workers = JoinSet::new();
+    for _ in 0..settings.workers {
+        let (bank, transfers) = (bank.clone(), Arc::clone(&transfers));
+        workers.spawn(async move { while transfers.make(&bank).await {} });
+    }
+    let mut fire = Fire {
+        cut_replies: vec![0; counts.commit_reply + 1],
+        cut_requests: vec![0; counts.commit_request + 1],
+        ..Fire::default()
+    };
+    for (done, act) in acts.iter().enumerate() {
+        // The last act comes when nineteen of twenty transfers have begun.
+        let step = settings.transfers * 19 / 20 * done as u64 / acts.len() as u64;
+        transfers.keep_step(step + 2 * settings.workers as u64);
+        transfers.reach(step).await;
+        act.carry_out(&mut fire, &mut server, &proxy).await;
+    }
+    transfers.keep_step(u64::MAX);
+    while let Some(worker) = workers.join_next().await {
+        worker.expect("no worker panics");
+    }
+    let mut report = transfers.count(&mut server.connect().await).await;
+    if let Bank::Steadfast(db) = &bank {
+        let stats = db.stats();
+        report.fates_committed = stats.fates_committed;
+        report.fates_aborted = stats.fates_aborted;
+    }
+    report.fire = fire;
+    report.events = std::mem::take(&mut log.0.lock().expect(COUNTS));
+    report.took = started.elapsed();
+    Some(report)
+}
+
+fn open(pool: &PgPool, log: &Arc<Log>) -> PgDb {
+    PgDb::builder(pool.clone())
+        .name("ledger")
+        .deadline(DEADLINE)
+        .when_open(WhenOpen::Wait { queue: 10_000 })
+        .observer(Arc::clone(log))
+        .build()
+        .expect("the settings are in range")
+}
+
+#[derive(Clone)]
+enum Bank {
+    Steadfast(PgDb),
+    Naive(PgPool),
+}
+
+impl Bank {
+    /// Moves the money once, whatever happens; or says why not.
+    async fn make(&self, transfer: Transfer) -> Result<(), sqlx::Error> {
+        match self {
+            Self::Steadfast(db) => {
+                db.transaction(|mut tx| async move {
+                    for query in transfer.queries() {
+                        query.execute(&mut tx).await?;
+                    }
+                    Ok(())
+                })
+                .await
+            }
+            Self::Naive(pool) => {
+                let until = Instant::now() + DEADLINE;
+                loop {
+                    match naive(pool, transfer).await {
+                        Err(_) if Instant::now() < until => sleep(PAUSE).await,
+                        result => return result,
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn naive(pool: &PgPool, transfer: Transfer) -> Result<(), sqlx::Error> {
+    let mut transaction = pool.begin().await?;
+    for query in transfer.queries() {
+        query.execute(&mut *transaction).await?;
+    }
+    transaction.commit().await
+}
+
+/// Money that moves from one account to another.
+#[derive(Clone, Copy, Debug)]
+struct Transfer {
+    id: i64,
+    from: i32,
+    to: i32,
+    amount: i64,
+}
+
+impl Transfer {
+    fn new(id: u64) -> Self {
+        let mut random = Random(id);
+        let from = random.below(ACCOUNTS);
+        let to = (from + 1 + random.below(ACCOUNTS - 1)) % ACCOUNTS;
+        Self {
+            id: id as i64,
+            from: from as i32,
+            to: to as i32,
+            amount: 1 + random.below(100) as i64,
+        }
+    }
+
+    fn queries(self) -> [Query<'static, Pg, PgArguments>; 4] {
+        let change = |account: i32, amount: i64| {
+            sqlx::query("UPDATE account SET balance = balance + $2 WHERE id = $1")
+                .bind(account)
+                .bind(amount)
+        };
+        let note = |account: i32, amount: i64| {
+            sqlx::query("INSERT INTO ledger (transfer, account, amount) VALUES ($1, $2, $3)")
+                .bind(self.id)
+                .bind(account)
+                .bind(amount)
+        };
+        [
+            change(self.from, -self.amount),
+            note(self.from, -self.amount),
+            change(self.to, self.amount),
+            note(self.to, self.amount),
+        ]
+    }
+}
+
+/// All transfers: which is the next, and what the caller was told of each.
+#[derive(Default)]
+struct Transfers {
+    next: AtomicU64,
+    last: AtomicU64,
+    /// No transfer from this one on begins, for some time at least.
+    step: AtomicU64,
+    ended: AtomicU64,
+    told: Mutex<BTreeMap<i64, Told>>,
+    errors: Mutex<BTreeMap<String, u64>>,
+    slowest: Mutex<Duration>,
+}
+
+/// What a caller knows of his transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Told {
+    Acked,
+    Failed,
+    Unknown,
+}
+
+impl Transfers {
+    /// Makes the next one; `false` if there is none.
+    async fn make(&self, bank: &Bank) -> bool {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        if id > self.last.load(Ordering::Relaxed) {
+            return false;
+        }
+        let waited = Instant::now();
+        while id > self.step.load(Ordering::Relaxed) && waited.elapsed() < OUT_OF_STEP {
+            sleep(Duration::from_millis(1)).await;
+        }
+        let transfer = Transfer::new(id);
+        let started = Instant::now();
+        let result = bank.make(transfer).await;
+        let told = match &result {
+            Ok(()) => Told::Acked,
+            Err(error) => {
+                let unknown = is_unknown(error);
+                let text = format!("{}{error}", if unknown { "unknown: " } else { "" });
+                *self.errors.lock().expect(COUNTS).entry(text).or_default() += 1;
+                if unknown { Told::Unknown } else { Told::Failed }
+            }
+        };
+        self.told.lock().expect(COUNTS).insert(transfer.id, told);
+        let mut slowest = self.slowest.lock().expect(COUNTS);
+        *slowest = started.elapsed().max(*slowest);
+        self.ended.fetch_add(1, Ordering::Relaxed);
+        true
+    }
+
+    /// Lets no transfer from this one on begin yet.
+    fn keep_step(&self, step: u64) {
+        self.step.store(step, Ordering::Relaxed);
+    }
+
+    /// Waits until so many have ended.
+    async fn reach(&self, step: u64) {
+        while self.ended.load(Ordering::Relaxed) < step {
+            sleep(Duration::from_millis(1)).await;
+        }
+    }
+
+    /// Compares what was told with what is in the tables.
+    async fn count(&self, connection: &mut PgConnection) -> Report {
+        let rows: Vec<(i64, i64)> =
+            sqlx::query_as("SELECT transfer, count(*) FROM ledger GROUP BY transfer")
+                .fetch_all(&mut *connection)
+                .await
+                .expect("the ledger can be read");
+        let rows: BTreeMap<_, _> = rows.into_iter().collect();
+        let unbalanced: i64 = sqlx::query_scalar(
+            "SELECT count(*) FROM account WHERE balance <> \
+             (SELECT coalesce(sum(amount), 0) FROM ledger WHERE account = account.id)",
+        )
+        .fetch_one(connection)
+        .await
+        .expect("the accounts can be read");
+        let told = self.told.lock().expect(COUNTS);
+        let count = |is: &dyn Fn(Told, i64) -> bool| {
+            let rows = |id| rows.get(id).copied().unwrap_or(0);
+            told.iter()
+                .filter(|(id, told)| is(**told, rows(id)))
+                .count() as u64
+        };
+        Report {
+            transfers: told.len() as u64,
+            acked: count(&|told, _| told == Told::Acked),
+            failed: count(&|told, _| told == Told::Failed),
+            unresolved: count(&|told, _| told == Told::Unknown),
+            applied: rows.len() as u64,
+            lost: count(&|told, rows| told == Told::Acked && rows < ROWS),
+            duplicate: count(&|_, rows| rows > ROWS),
+            phantom: count(&|told, rows| told == Told::Failed && rows > 0),
+            unbalanced: unbalanced as u64,
+            errors: self.errors.lock().expect(COUNTS).clone(),
+            slowest: *self.slowest.lock().expect(COUNTS),
+            ..Report::default()
+        }
+    }
+}
+
+fn is_unknown(error: &sqlx::Error) -> bool {
+    let commit = TransactionError::of(error);
+    let rejected = Rejected::of(error);
+    matches!(commit, Some(TransactionError::CommitUnknown(_)))
+        || matches!(rejected, Some(Rejected::DeadlineExceeded { sent: true }))
+}
+
+/// Something that goes wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Act {
+    /// A backend is ended in the middle of a statement.
+    Kill,
+    /// The answer to a COMMIT is cut after so many bytes.
+    CutReply(usize),
+    /// A COMMIT is cut after so many bytes.
+    CutRequest(usize),
+    /// A connection is cut somewhere.
+    CutSocket(Fault),
+    /// All connections are cut.
+    HangUp,
+    /// The server dies with all its backends, and is started again.
+    Crash,
+}
+
+impl Act {
+    async fn carry_out(self, fire: &mut Fire, server: &mut Postgres, proxy: &Proxy) {
+        match self {
+            Self::Kill => {
+                let mut connection = server.connect().await;
+                while let Err(missed) = kill(&mut connection, server).await {
+                    fire.missed_kills += missed;
+                }
+                fire.kills += 1;
+            }
+            Self::CutReply(bytes) => {
+                until_counted(proxy, Fault::CutCommitReply(bytes), |counts| {
+                    counts.cut_commit_replies
+                })
+                .await;
+                fire.cut_replies[bytes] += 1;
+            }
+            Self::CutRequest(bytes) => {
+                until_counted(proxy, Fault::CutCommitRequest(bytes), |counts| {
+                    counts.cut_commit_requests
+                })
+                .await;
+                fire.cut_requests[bytes] += 1;
+            }
+            Self::CutSocket(fault) => {
+                proxy.set(fault);
+                sleep(Duration::from_millis(5)).await;
+                proxy.set(Fault::Pass);
+                fire.cut_sockets += 1;
+            }
+            Self::HangUp => {
+                proxy.kill_all();
+                fire.cut_sockets += 1;
+            }
+            Self::Crash => {
+                block_in_place(|| {
+                    server.kill9();
+                    server.restart();
+                });
+                fire.crashes += 1;
+            }
+        }
+    }
+}
+
+/// Repeats a fault until it has happened to an answer, or to a request, that was one.
+async fn until_counted(proxy: &Proxy, fault: Fault, count: fn(&Counts) -> usize) {
+    let before = count(&proxy.counts());
+    while count(&proxy.counts()) == before {
+        proxy.set(fault);
+        let happened = async {
+            while proxy.fault() == fault || count(&proxy.counts()) == before {
+                sleep(Duration::from_micros(500)).await;
+            }
+        };
+        // The connection that took it may have been lost before its answer came.
+        let _ = timeout(Duration::from_secs(1), happened).await;
+    }
+}
+
+/// Ends a backend. The server's own log says whether that met a statement; the error is how many it did not.
+async fn kill(connection: &mut PgConnection, server: &Postgres) -> Result<(), usize> {
+    let killed: Option<i32> = sqlx::query_scalar(
+        "SELECT pid FROM \
+         (SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND state = 'active' ORDER BY random() LIMIT 1) \
+         AS one WHERE pg_terminate_backend(pid)",
+    )
+    .bind(APPLICATION)
+    .fetch_optional(connection)
+    .await
+    .expect("a superuser may do so");
+    let Some(pid) = killed else {
+        sleep(Duration::from_micros(500)).await;
+        return Err(0);
+    };
+    let begin = format!("[{pid}] FATAL:  terminating connection");
+    let met = format!("[{pid}] STATEMENT:");
+    let until = Instant::now() + Duration::from_secs(2);
+    loop {
+        let log = server.log();
+        // The last one, as pids come again.
+        if let Some((_, said)) = log.rsplit_once(&begin) {
+            let is_met = said
+                .lines()
+                .nth(1)
+                .is_some_and(|line| line.starts_with(&met));
+            return if is_met { Ok(()) } else { Err(1) };
+        }
+        if Instant::now() >= until {
+            return Err(1);
+        }
+        sleep(Duration::from_millis(1)).await;
+    }
+}
+
+/// All acts, in an order that is the same each time.
+fn acts(settings: Settings, reply: usize, request: usize) -> Vec<Act> {
+    let mut random = Random(1);
+    let mut acts = vec![Act::Kill; settings.kills];
+    for bytes in 0..=reply {
+        acts.extend(vec![Act::CutReply(bytes); settings.cuts]);
+    }
+    for bytes in 0..=request {
+        acts.extend(vec![Act::CutRequest(bytes); settings.cuts.min(2)]);
+    }
+    for number in 0..settings.kills / 5 {
+        acts.push(match number % 8 {
+            0 => Act::HangUp,
+            1..4 => Act::CutSocket(Fault::CutReply(random.below(500) as usize)),
+            4..7 => Act::CutSocket(Fault::CutRequest(random.below(200) as usize)),
+            _ => Act::CutSocket(Fault::Reset),
+        });
+    }
+    for last in (1..acts.len()).rev() {
+        acts.swap(last, random.below(last as u64 + 1) as usize);
+    }
+    for crash in 0..settings.crashes {
+        let at = acts.len() * (crash + 1) / (settings.crashes + 1);
+        acts.insert(at, Act::Crash);
+    }
+    acts
+}
+
+/// Counts what a `Db` tells.
+#[derive(Default)]
+struct Log(Mutex<BTreeMap<String, u64>>);
+
+impl Observer for Log {
+    fn on_event(&self, event: &Event<'_>) {
+        let text = match event {
+            Event::Retry { kind, .. } => format!("repeated after {kind}"),
+            Event::GaveUp { kind, reason, .. } => {
+                format!("gave up after {kind}: {}", reason.as_str())
+            }
+            Event::Transition { to, .. } => format!("circuit {to}"),
+            Event::Refused { rejected, .. } => format!("refused: {rejected}"),
+            Event::CommitResolved {
+                committed: true, ..
+            } => "commit resolved: committed".to_owned(),
+            Event::CommitResolved { .. } => "commit resolved: aborted".to_owned(),
+            _ => "other".to_owned(),
+        };
+        *self.0.lock().expect(COUNTS).entry(text).or_default() += 1;
+    }
+}
+
+/// Numbers that look random and are the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, bound: u64) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (mixed ^ (mixed >> 31)) % bound
+    }
+}
+
+/// Nothing is lost but what is told to be; rivals are found out soon, so that there are deadlocks too.
+const SERVER: [&str; 5] = [
+    "fsync=on",
+    "synchronous_commit=on",
+    "full_page_writes=on",
+    "deadlock_timeout=50ms",
+    "log_line_prefix=[%p] ",
+];
+
+/// No key keeps a transfer from being written down twice.
+const TABLES: [&str; 3] = [
+    "CREATE TABLE account (id int PRIMARY KEY, balance bigint NOT NULL)",
+    "INSERT INTO account SELECT id, 0 FROM generate_series(0, 49) AS id",
+    "CREATE TABLE ledger (transfer bigint NOT NULL, account int NOT NULL, amount bigint NOT NULL)",
+];
+
+const ACCOUNTS: u64 = 50;
+
+/// How many rows a transfer has in the ledger.
+const ROWS: i64 = 2;
+
+const CONNECTIONS: u32 = 16;
+
+/// Of one transfer.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// How long the naive loop rests.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// How long a worker waits for an act that takes its time.
+const OUT_OF_STEP: Duration = Duration::from_millis(250);
+
+const APPLICATION: &str = "ledger";
+
+const COUNTS: &str = "counting does not panic";
