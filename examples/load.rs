@@ -473,10 +473,10 @@ impl Tally {
 
     /// In milliseconds.
     fn longest(&self) -> f64 {
-        self.turns
-            .iter()
-            .map(|turn| turn.quantile(1.0))
-            .fold(0.0, f64::max)
+        let longest = self.turns.iter().filter_map(|turn| turn.took.last());
+        longest
+            .max()
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1_000.0)
     }
 
     /// How many failed, other than by a deadline that passed while the server was away.
