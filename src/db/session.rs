@@ -129,6 +129,10 @@ impl<DB: Driver> AtHand<DB> {
     }
 
     /// Keeps one that is well, unless it is time that the pool looks after it.
+    #[allow(
+        clippy::result_large_err,
+        reason = "what is not kept goes back to whoever brought it"
+    )]
     pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Result<(), Session<DB>> {
         if !self.is_current(&session) || now.saturating_duration_since(session.taken) >= OURS_FOR {
             return Err(session);
