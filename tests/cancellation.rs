@@ -782,8 +782,8 @@ async fn sessions_on_postgres(connection: &mut PgConnection, name: &str) -> Vec<
 /// What stops others is not counted as work, nor is what sqlx says when it connects.
 async fn sessions_on_mariadb(connection: &mut MySqlConnection) -> Vec<(i64, bool)> {
     sqlx::query_as(
-        "SELECT CAST(id AS SIGNED), command NOT IN ('Sleep', 'Connect', 'Quit') AND COALESCE(info, '') NOT LIKE 'KILL QUERY%'
-         AND COALESCE(info, '') NOT LIKE 'SET sql_mode%'
+        "SELECT CAST(id AS SIGNED), command NOT IN ('Sleep', 'Connect', 'Quit')
+         AND COALESCE(info, '') NOT REGEXP '^(KILL|SHOW GLOBAL STATUS|SET sql_mode)'
          FROM information_schema.processlist WHERE user = 'root' AND id <> CONNECTION_ID()",
     )
     .fetch_all(connection)

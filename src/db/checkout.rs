@@ -35,7 +35,7 @@ use crate::{
     classify::{self, Phase},
     db::{
         book::Book,
-        driver::{Driver, Flags},
+        driver::{Driver, Flags, Identity},
         guard::Lease,
         lease::{Patience, Taken},
         pooler::PoolerMode,
@@ -152,12 +152,8 @@ impl<DB: Driver> Inner<DB> {
         let limit = PING.min(self.settings.acquire);
         let answer = DB::identify(session.connection(), &self.flags);
         match time::within(limit, answer).await {
-            Some(Ok(mut identity)) => {
-                if self.settings.pooler != PoolerMode::Direct {
-                    // The server's session behind a pooler may be another one with each transaction.
-                    identity.session = None;
-                }
-                self.at_hand.vouch(session, identity);
+            Some(Ok(identity)) => {
+                self.at_hand.vouch(session, self.reliable(identity));
                 Ok(asked.0.take().expect("it is there until it answered"))
             }
             failed => {
@@ -168,6 +164,15 @@ impl<DB: Driver> Inner<DB> {
                 };
                 Err(failed.and_then(Result::err).unwrap_or_else(silent))
             }
+        }
+    }
+
+    /// What can be relied on: the server's session behind a pooler may be another one with each transaction.
+    pub(super) fn reliable(&self, identity: Identity) -> Identity {
+        let direct = self.settings.pooler == PoolerMode::Direct;
+        Identity {
+            session: identity.session.filter(|_| direct),
+            ..identity
         }
     }
 

@@ -57,6 +57,8 @@ pub(super) enum State {
     Clean,
     /// Nothing of ours runs on it; a transaction may be open.
     Doubtful,
+    /// Somebody had it without our seeing what for: a statement may run on it, and a transaction be open.
+    Untracked,
     /// A statement runs on it.
     Busy,
     /// It is of no use any more.
@@ -278,7 +280,9 @@ impl<DB: Driver> Lease<DB> {
 
     /// The connection, of which nothing is known from here on.
     pub(super) fn untracked(&mut self) -> &mut DB::Connection {
-        self.state = State::Busy;
+        if self.state != State::Busy || DB::RESUMES {
+            self.state = State::Untracked;
+        }
         self.session().connection()
     }
 
@@ -323,7 +327,7 @@ impl<DB: Driver> Drop for Lease<DB> {
                 self.inner.book.close(self.key, &self.inner.reporter);
                 session.close();
             }
-            State::Doubtful | State::Busy => {
+            State::Doubtful | State::Untracked | State::Busy => {
                 reaper::reap(&self.inner, session, hold, self.key, self.state);
             }
         }

@@ -20,6 +20,7 @@ impl Backend for Postgres {
     const ERROR_ABORTS: bool = true;
     const COMMITS_AGAIN: bool = false;
     const CANCELS: bool = true;
+    const RESUMES: bool = true;
 
     through_executor!();
 
@@ -49,7 +50,7 @@ impl Backend for Postgres {
                 if outside {
                     return Ok(Identity {
                         session: Some(pid.into()),
-                        stop: None,
+                        ..Identity::default()
                     });
                 }
                 ask(connection, "ROLLBACK").await?;
@@ -69,6 +70,20 @@ impl Backend for Postgres {
             // When it returns, the signal is ahead of whatever that session is sent from now on.
             let sql = format!("SELECT pg_cancel_backend({pid})");
             ask(admin, AssertSqlSafe(sql)).await.map(drop)
+        })
+    }
+
+    fn end<'e>(
+        admin: &'e mut PgConnection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(async move {
+            let Some(pid) = identity.session else {
+                return Ok(false);
+            };
+            let sql =
+                format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid}");
+            Ok(ask(admin, AssertSqlSafe(sql)).await?.is_none())
         })
     }
 

@@ -26,7 +26,7 @@ use thiserror::Error;
 
 use crate::{
     ambient,
-    classify::{DbVerdict, Fate, Phase},
+    classify::{DbVerdict, Fate, Phase, lost},
     db::{
         book::Taken,
         checkout::Inner,
@@ -458,6 +458,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let prepared = DB::prepare(open.lease.connection(), sql, parameters).await;
                     open.saw(prepared).await
@@ -474,6 +475,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let described = DB::describe(open.lease.connection(), sql).await;
                     open.saw(described).await
@@ -545,6 +547,7 @@ impl<DB: Driver> Open<DB> {
 
     /// The query, if the transaction can take one.
     async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        self.miss_dropped();
         if let Some(fault) = &self.fault
             && (self.lease.state() == State::Lost || !DB::ERROR_ABORTS)
         {
@@ -557,6 +560,25 @@ impl<DB: Driver> Open<DB> {
         } else {
             query
         })
+    }
+
+    /// Whether nothing can be sent any more, as it is not known how much of a dropped statement's answer was read.
+    fn is_astray(&self) -> bool {
+        self.lease.state() == State::Busy && !DB::RESUMES
+    }
+
+    /// Takes note of a statement that was dropped, where that can't be made good.
+    fn miss_dropped(&mut self) {
+        if self.is_astray() && self.fault.is_none() {
+            self.fault = Some(Fault {
+                verdict: DbVerdict {
+                    kind: Kind::Invalid,
+                    ..lost(Phase::Transaction)
+                },
+                message: "it was dropped before it had ended".to_owned(),
+                depth: 0,
+            });
+        }
     }
 
     /// Takes note of how a statement ended.
@@ -588,6 +610,9 @@ impl<DB: Driver> Open<DB> {
         let Some(depth) = self.unwind.take() else {
             return Ok(());
         };
+        if self.is_astray() {
+            return Ok(());
+        }
         let name = name(depth);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         let query = Replay::raw(AssertSqlSafe(sql));
@@ -602,6 +627,7 @@ impl<DB: Driver> Open<DB> {
 
     /// Commits, unless a failure stands in the way.
     async fn finish(&mut self) -> Result<(), Judged<sqlx::Error>> {
+        self.miss_dropped();
         if self.lease.state() != State::Lost {
             self.unwind().await?;
         }
@@ -665,8 +691,8 @@ impl<DB: Driver> Open<DB> {
     }
 
     async fn roll_back(&mut self) -> Result<(), Judged<sqlx::Error>> {
-        if self.lease.state() == State::Lost {
-            // The server does it by itself.
+        if self.lease.state() == State::Lost || self.is_astray() {
+            // The server does it by itself, or the reaper sees to it.
             return Ok(());
         }
         let rolled_back = self.lease.run_with(Phase::Transaction, DB::rollback);
