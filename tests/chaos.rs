@@ -115,6 +115,8 @@ impl Totals {
 
 /// One life.
 async fn live(seed: u64) -> Totals {
+    // The stack's own chance.
+    fastrand::seed(seed);
     let mut rng = Rng::with_seed(seed);
     let world = World::new(&mut rng);
     let stack = Stack::new(&world, &mut rng);
@@ -123,20 +125,20 @@ async fn live(seed: u64) -> Totals {
         let (world, stack, rng) = (Arc::clone(&world), stack.clone(), rng.fork());
         callers.spawn(caller(world, stack, rng));
     }
-    let meddler = tokio::spawn(meddle(stack.breaker.clone(), rng.fork()));
-    let probers: Vec<_> = (0..rng.usize(0..4))
-        .map(|_| prober(Arc::clone(&world), stack.breaker.clone(), rng.fork()))
-        .map(tokio::spawn)
-        .collect();
-    let watcher = tokio::spawn({
-        let (world, stack) = (Arc::clone(&world), stack.clone());
-        async move {
-            loop {
-                world.look(&stack);
-                sleep(MS).await;
-            }
-        }
-    });
+    let mut others = JoinSet::new();
+    for _ in 0..rng.usize(0..4) {
+        others.spawn(prober(
+            Arc::clone(&world),
+            stack.breaker.clone(),
+            rng.fork(),
+        ));
+    }
+    others.spawn(meddle(
+        Arc::clone(&world),
+        stack.breaker.clone(),
+        rng.fork(),
+    ));
+    others.spawn(watch(Arc::clone(&world), stack.clone()));
     while let Some(ended) = callers.join_next().await {
         if let Err(failed) = ended {
             // The dependency's planned panics go through to the caller.
@@ -146,12 +148,10 @@ async fn live(seed: u64) -> Totals {
             }
         }
     }
-    meddler.abort();
-    for prober in probers {
-        prober.abort();
+    world.state().is_over = true;
+    while let Some(ended) = others.join_next().await {
+        ended.expect("nobody of these panics but over a promise that was broken");
     }
-    assert!(!watcher.is_finished(), "the watcher saw a promise broken");
-    watcher.abort();
     sleep(HOLD).await;
     world.look(&stack);
     world.all_is_back(&stack);
@@ -186,12 +186,22 @@ struct Happened {
     /// Probes under way in this half-open phase, and when each began.
     probing: Vec<(u64, Instant)>,
     half_open_since: Option<Instant>,
+    /// Attempts that have not settled, and when each began.
+    running: Vec<(u64, Instant)>,
     /// Counts the transitions, so that a probe knows its phase.
     phase: u64,
     failures_since_closed: u64,
     charged: u64,
     next: u64,
+    is_over: bool,
     totals: Totals,
+}
+
+impl Happened {
+    fn forget_probes(&mut self) {
+        self.phase += 1;
+        self.probing.clear();
+    }
 }
 
 const FATES: usize = 8;
@@ -219,6 +229,11 @@ impl World {
 
     fn state(&self) -> MutexGuard<'_, Happened> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an attempt that began then has had the whole of its time.
+    fn ran_its_time(&self, began: Instant) -> bool {
+        began.elapsed() >= self.attempt_deadline.mul_f64(0.95)
     }
 
     /// What must hold at every moment.
@@ -273,12 +288,14 @@ impl Observer for Scribe {
             Event::Transition {
                 from, to, cause, ..
             } => {
-                state.phase += 1;
-                state.probing.clear();
+                state.forget_probes();
                 state.half_open_since = (*to == State::HalfOpen).then(Instant::now);
                 if matches!(cause, Cause::FailureRate | Cause::Consecutive) {
                     // Refusals of ours, and calls that were cut short by their callers, are no failures.
-                    let failures = state.failures_since_closed;
+                    // One that was cut off may be judged before it is dropped.
+                    let cut = |(_, began): &&(u64, Instant)| self.0.ran_its_time(*began);
+                    let cut = state.running.iter().filter(cut).count() as u64;
+                    let failures = state.failures_since_closed + cut;
                     assert!(
                         failures >= self.0.least_failures,
                         "opened after {failures} failures"
@@ -506,16 +523,20 @@ async fn attempt(world: Arc<World>, mut rng: Rng) -> Result<(), Failed> {
 /// An attempt that is under way, as the test's own books have it.
 struct AtWork {
     world: Arc<World>,
-    began: Instant,
+    number: u64,
     settled: std::cell::Cell<bool>,
 }
 
 impl AtWork {
     fn begin(world: &Arc<World>) -> Self {
-        world.state().occupied += 1;
+        let mut state = world.state();
+        state.occupied += 1;
+        state.next += 1;
+        let number = state.next;
+        state.running.push((number, Instant::now()));
         Self {
             world: Arc::clone(world),
-            began: Instant::now(),
+            number,
             settled: false.into(),
         }
     }
@@ -547,9 +568,12 @@ impl Drop for AtWork {
     fn drop(&mut self) {
         let mut state = self.world.state();
         state.occupied -= 1;
-        // Cut off after the attempt's whole time.
-        let ran = self.began.elapsed();
-        if !self.settled.get() && ran >= self.world.attempt_deadline.mul_f64(0.95) {
+        let at = state
+            .running
+            .iter()
+            .position(|(number, _)| *number == self.number);
+        let (_, began) = state.running.swap_remove(at.expect("it runs until here"));
+        if !self.settled.get() && self.world.ran_its_time(began) {
             state.failures_since_closed += 1;
         }
     }
@@ -557,7 +581,7 @@ impl Drop for AtWork {
 
 /// Somebody who asks the breaker himself, and so knows whether his call is a probe.
 async fn prober(world: Arc<World>, breaker: Breaker, mut rng: Rng) {
-    loop {
+    while !world.state().is_over {
         sleep(rng.u32(1..30) * MS).await;
         let Ok(permit) = breaker.admit() else {
             continue;
@@ -574,7 +598,7 @@ async fn prober(world: Arc<World>, breaker: Breaker, mut rng: Rng) {
         let held = rng.u32(0..200) * MS;
         sleep(held).await;
         let fate = rng.u32(0..3);
-        if fate == 1 || fate == 2 && held >= world.attempt_deadline.mul_f64(0.95) {
+        if fate == 1 || fate == 2 && world.ran_its_time(Instant::now() - held) {
             world.state().failures_since_closed += 1;
         }
         if let Some((phase, number)) = probe {
@@ -592,9 +616,11 @@ async fn prober(world: Arc<World>, breaker: Breaker, mut rng: Rng) {
 }
 
 /// Somebody who forces the circuit now and then.
-async fn meddle(breaker: Breaker, mut rng: Rng) {
-    loop {
+async fn meddle(world: Arc<World>, breaker: Breaker, mut rng: Rng) {
+    while !world.state().is_over {
         sleep(rng.u32(50..300) * MS).await;
+        // What is under way counts for nothing from here on.
+        world.state().forget_probes();
         match rng.u32(0..4) {
             0 => breaker.force_open(),
             1 => breaker.force_closed(),
@@ -602,6 +628,15 @@ async fn meddle(breaker: Breaker, mut rng: Rng) {
             _ => {}
         }
         sleep(rng.u32(1..40) * MS).await;
+        world.state().forget_probes();
         breaker.reset();
+    }
+}
+
+/// Looks every millisecond.
+async fn watch(world: Arc<World>, stack: Stack) {
+    while !world.state().is_over {
+        world.look(&stack);
+        sleep(MS).await;
     }
 }

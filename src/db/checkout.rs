@@ -35,7 +35,7 @@ use crate::{
     classify::{self, Phase},
     db::{
         book::Book,
-        driver::{Driver, Flags, Identity},
+        driver::{Driver, Flags, Identity, Limits},
         guard::Lease,
         lease::{Patience, Taken},
         pooler::PoolerMode,
@@ -87,6 +87,8 @@ pub(super) struct Settings {
     pub(super) lock: Duration,
     pub(super) idle_in_transaction: Duration,
     pub(super) check_interval: Duration,
+    /// What is said with each transaction, as it could not be said when connecting.
+    pub(super) check_behind: Option<Duration>,
     /// Whether to wait while the server is away, rather than to say so.
     pub(super) waits: bool,
     /// Whether sqlx asks a connection by itself before it hands it out.
@@ -167,13 +169,43 @@ impl<DB: Driver> Inner<DB> {
         }
     }
 
-    /// What can be relied on: the server's session behind a pooler may be another one with each transaction.
-    pub(super) fn reliable(&self, identity: Identity) -> Identity {
-        let direct = self.settings.pooler == PoolerMode::Direct;
-        Identity {
-            session: identity.session.filter(|_| direct),
-            ..identity
+    /// What is known of a connection, as far as it stays true.
+    pub(super) fn reliable(&self, mut identity: Identity) -> Identity {
+        if self.settings.pooler != PoolerMode::Direct {
+            // The server's session behind a pooler may be another one with each transaction.
+            identity.session = None;
         }
+        identity
+    }
+
+    /// Until when the server may be busy with a transaction that begins now.
+    pub(super) fn limits(&self, now: Instant) -> Limits {
+        let settings = &self.settings;
+        let left =
+            ambient::current().map_or(settings.deadline, |at| at.saturating_duration_since(now));
+        // The server ends a statement a little earlier than we would.
+        let left = left.saturating_sub(EARLIER);
+        Limits {
+            statement: settings.statement.min(left),
+            lock: settings.lock.min(left),
+            idle: settings.idle_in_transaction.min(left + EARLIER + IDLE),
+            check: settings.check_behind,
+        }
+    }
+
+    /// Whether a connection can be one's own for longer than a transaction.
+    pub(super) fn has_sessions(&self) -> Result<(), sqlx::Error> {
+        if !self.is_plain() {
+            return Ok(());
+        }
+        let why = "behind a pooler by transaction no connection is one's own: use `begin` or `transaction`, \
+                   or, if the pooler knows prepared statements, PoolerMode::TransactionWithPrepared";
+        Err(sqlx::Error::Configuration(why.into()))
+    }
+
+    /// Whether named statements must not be left behind on the server.
+    pub(super) fn is_plain(&self) -> bool {
+        self.settings.pooler == PoolerMode::TransactionPlain
     }
 
     /// A connection from sqlx's pool, or why there is none.
@@ -342,11 +374,12 @@ impl<DB: Driver> Inner<DB> {
             });
             return;
         }
+        // A lease may be dropped outside of its runtime.
+        let runtime = session.runtime();
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => {
+            None => self.keep_house_later(&runtime),
+            Some(session) => {
                 let inner = Arc::clone(self);
-                let runtime = session.runtime();
                 runtime.spawn(async move {
                     inner.return_to_pool(session).await;
                     drop(hold);
@@ -357,8 +390,8 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) async fn put_at_hand(self: &Arc<Self>, session: Session<DB>) {
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => self.return_to_pool(session).await,
+            None => self.keep_house_later(&Handle::current()),
+            Some(session) => self.return_to_pool(session).await,
         }
     }
 
@@ -566,3 +599,9 @@ const BELIEVED: Duration = Duration::from_secs(1);
 const ADMIN_IDLE: Duration = Duration::from_secs(10);
 
 const GOODBYE: Duration = Duration::from_millis(200);
+
+/// The server ends a statement so much earlier than its client, so that the client gets an answer.
+const EARLIER: Duration = Duration::from_millis(50);
+
+/// A transaction that we do not end for so long after its deadline is ended by the server.
+const IDLE: Duration = Duration::from_secs(1);

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, SqlStr};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, SqlStr, postgres::PgConnectOptions,
+};
 
 use crate::db::{
     driver::{
@@ -103,20 +105,7 @@ impl Backend for Postgres {
             if options.deferrable {
                 sql.push_str(" DEFERRABLE");
             }
-            let Limits {
-                statement,
-                lock,
-                idle,
-            } = limits;
-            // Numbers of ours, so that none of these can fail and leave an aborted transaction.
-            let _ = write!(
-                sql,
-                "; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-                 SET LOCAL idle_in_transaction_session_timeout = {}",
-                milliseconds(statement),
-                milliseconds(lock),
-                milliseconds(idle),
-            );
+            push_limits(&mut sql, limits);
             if options.read_only {
                 // Nothing of it can be lost, and an id would cost the server a write.
                 sql.push_str("; SELECT 1");
@@ -138,6 +127,35 @@ impl Backend for Postgres {
                 timeline: row.try_get(2)?,
             }))
         })
+    }
+
+    fn obeys<'e>(
+        connection: &'e mut PgConnection,
+        options: &'e PgConnectOptions,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        // One of ours says enough. As a number it is what the server shows.
+        let options = options.get_options().unwrap_or_default();
+        let asked = TIMES.iter().find_map(|name| {
+            let (_, after) = options.split_once(&format!("-c {name}="))?;
+            let value = after.split_whitespace().next()?;
+            let is_number = value.bytes().all(|digit| digit.is_ascii_digit());
+            is_number.then(|| {
+                format!("SELECT setting = '{value}' FROM pg_settings WHERE name = '{name}'")
+            })
+        });
+        Box::pin(async move {
+            let Some(asked) = asked else {
+                return Ok(true);
+            };
+            let row = ask(connection, AssertSqlSafe(asked)).await?;
+            row.map_or(Ok(true), |row| row.try_get(0))
+        })
+    }
+
+    fn around_call(limits: Limits) -> SqlStr {
+        let mut sql = String::from("BEGIN");
+        push_limits(&mut sql, limits);
+        AssertSqlSafe(sql).into_sql_str()
     }
 
     fn commit(connection: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
@@ -188,6 +206,28 @@ impl Backend for Postgres {
     }
 }
 
+/// The settings of one transaction, which end with it. Numbers of ours, so that none of these can fail and leave an aborted transaction.
+fn push_limits(sql: &mut String, limits: Limits) {
+    let _ = write!(
+        sql,
+        "; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+         SET LOCAL idle_in_transaction_session_timeout = {}",
+        milliseconds(limits.statement),
+        milliseconds(limits.lock),
+        milliseconds(limits.idle),
+    );
+    if let Some(check) = limits.check {
+        // Servers before 14 do not know it.
+        const CHECK: &str = "'client_connection_check_interval'";
+        let _ = write!(
+            sql,
+            "; SELECT CASE WHEN current_setting({CHECK}, true) IS NOT NULL \
+             THEN set_config({CHECK}, '{}', true) END",
+            milliseconds(check),
+        );
+    }
+}
+
 /// Sends a text as it is, and reads its last row.
 async fn ask(
     connection: &mut PgConnection,
@@ -200,6 +240,13 @@ async fn ask(
 fn no_answer() -> sqlx::Error {
     sqlx::Error::Protocol("the server did not answer as asked".to_owned())
 }
+
+/// Settings of a session that are always sent, unless the user sends his own.
+const TIMES: [&str; 3] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+];
 
 fn milliseconds(time: std::time::Duration) -> u128 {
     // 0 would mean no limit.

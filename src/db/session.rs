@@ -128,18 +128,14 @@ impl<DB: Driver> AtHand<DB> {
         Some((session, fresh))
     }
 
-    /// Keeps one that is well, unless it is time that the pool looks after it.
-    #[allow(
-        clippy::result_large_err,
-        reason = "what is not kept goes back to whoever brought it"
-    )]
-    pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Result<(), Session<DB>> {
+    /// Keeps one that is well; hands it back where it is time that the pool looks after it.
+    pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Option<Session<DB>> {
         if !self.is_current(&session) || now.saturating_duration_since(session.taken) >= OURS_FOR {
-            return Err(session);
+            return Some(session);
         }
         session.used = now;
         self.lock().push(session);
-        Ok(())
+        None
     }
 
     /// Whether it is from before all were retired.
