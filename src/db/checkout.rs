@@ -260,12 +260,17 @@ impl<DB: Driver> Inner<DB> {
 
     /// Ready with a reason as soon as there is one, at the latest when the time is over.
     async fn why_not(self: &Arc<Self>, by: Instant) -> WhyNot {
-        time::sleep_until((time::now() + PATIENCE).min(by)).await;
-        if let Some(Err(error)) = time::until(by, self.probe()).await {
-            return WhyNot::Away(error);
+        loop {
+            let again = time::now() + PATIENCE;
+            time::sleep_until(again.min(by)).await;
+            if again >= by {
+                return WhyNot::Full;
+            }
+            // The server may have gone since it was last seen. The pool would not say so: it tries again, after ever longer pauses.
+            if let Some(Err(error)) = time::until(by, self.probe()).await {
+                return WhyNot::Away(error);
+            }
         }
-        time::sleep_until(by).await;
-        WhyNot::Full
     }
 
     /// The server is away: fails with its error, unless calls are to wait and it comes back in time.
