@@ -1,7 +1,7 @@
 //! One connection in somebody's hands.
 
 use std::{
-    fmt,
+    fmt, io,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,13 +29,15 @@ use crate::{
 
 /// A connection of a [`Db`](super::Db), and the slot that goes with it.
 ///
-/// It derefs to sqlx's connection: `query.fetch_one(&mut *lease)`. Dropped, it is cleaned and can be used by the next: a statement that still
-/// runs is stopped on the server, a transaction that was left open is rolled back. Until then nobody else gets its slot.
+/// `&mut lease` is an sqlx `Executor`. It also derefs to sqlx's connection, for functions that take nothing else; what is done there is not seen.
+///
+/// Dropped, it is cleaned and can be used by the next: a statement that still runs is stopped on the server, a transaction that was left open is rolled
+/// back. Until then nobody else gets its slot.
 ///
 /// ```no_run
 /// # async fn example(db: steadfast::db::PgDb) -> Result<(), sqlx::Error> {
 /// let mut lease = db.acquire().await?;
-/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut *lease).await?;
+/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut lease).await?;
 /// # Ok(()) }
 /// ```
 pub struct Lease<DB: Driver> {
@@ -318,6 +320,48 @@ impl<DB: Driver> Lease<DB> {
 
     fn session(&mut self) -> &mut Session<DB> {
         self.session.as_mut().expect(HELD)
+    }
+}
+
+/// A connection whose user runs statements through us.
+pub(super) struct Tracked<'l, DB: Driver> {
+    pub(super) lease: &'l mut Lease<DB>,
+}
+
+impl<DB: Driver> Tracked<'_, DB> {
+    pub(super) async fn statement<T>(
+        &mut self,
+        query: Replay<DB>,
+        run_on: RunOn<DB, T>,
+    ) -> Result<T, sqlx::Error> {
+        let query = self.ready(query).await?;
+        self.lease.begins(Some(query.text()));
+        let result = run_on(self.lease.connection(), query).await;
+        self.saw(result).await
+    }
+
+    /// The query, if the connection can take one.
+    pub(super) async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        let lost = match self.lease.state {
+            State::Busy if !DB::RESUMES => "a statement was dropped on it before it had ended",
+            State::Lost => "it was lost",
+            _ => return Ok(query),
+        };
+        let lost = format!("the connection can't be used any more: {lost}");
+        Err(io::Error::new(io::ErrorKind::NotConnected, lost).into())
+    }
+
+    /// Takes note of how a statement ended.
+    pub(super) async fn saw<T>(
+        &mut self,
+        result: Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let ended = self.lease.ended(result, Phase::Statement).await;
+        if self.lease.state == State::Clean {
+            // It may have been a BEGIN.
+            self.lease.state = State::Doubtful;
+        }
+        ended.map_err(|judged| judged.error)
     }
 }
 

@@ -32,7 +32,7 @@ use crate::{
         checkout::Inner,
         driver::{Driver, Outcome, Steps, Trace},
         generate::generate,
-        guard::{Lease, RunOn, State},
+        guard::{Lease, RunOn, State, Tracked},
         replay::Replay,
         verdict::{Failed, Guarded, Judged, into, run},
     },
@@ -487,6 +487,7 @@ macro_rules! executor_for_open {
 
 executor_for_open!(&'c mut Tx<DB>, self, self.open()?);
 executor_for_open!(&'c mut Savepoint<'_, DB>, self, &mut *self.open);
+executor_for_open!(&'c mut Lease<DB>, self, &mut Tracked { lease: self });
 
 impl<DB: Driver> Open<DB> {
     async fn begin(
