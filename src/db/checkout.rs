@@ -342,11 +342,12 @@ impl<DB: Driver> Inner<DB> {
             });
             return;
         }
+        // Where this is, there may be none.
+        let runtime = session.runtime();
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
+            Ok(()) => self.keep_house_later(&runtime),
             Err(session) => {
                 let inner = Arc::clone(self);
-                let runtime = session.runtime();
                 runtime.spawn(async move {
                     inner.return_to_pool(session).await;
                     drop(hold);
