@@ -177,7 +177,7 @@ async fn several_statements_in_one_text_are_not_repeated_once_they_were_sent() {
     assert_eq!(error.as_database_error().unwrap().code().unwrap(), "40001");
     assert_eq!(case.repeats.take(), []);
     let alone = "DO $$ BEGIN RAISE SQLSTATE '40001'; END $$";
-    sqlx::raw_sql(alone).execute(&case.db).await.unwrap_err();
+    sqlx::query(alone).execute(&case.db).await.unwrap_err();
     assert_eq!(case.repeats.take(), [Kind::Conflict; 7]);
 }
 
