@@ -171,6 +171,9 @@ pub struct Trace {
     pub(super) session: i64,
     /// The history that the server writes; another one after a failover.
     pub(super) timeline: String,
+    /// When it began and when the server had been started, in microseconds of the server's clock.
+    pub(super) began: i64,
+    pub(super) started: i64,
 }
 
 /// What became of a transaction.

@@ -515,12 +515,7 @@ impl<DB: Driver> Db<DB> {
         for session in self.inner.at_hand.drain() {
             session.close();
         }
-        for _ in 0..self.inner.pool.num_idle() {
-            let Some(connection) = self.inner.pool.try_acquire() else {
-                break;
-            };
-            drop(connection.detach());
-        }
+        self.inner.drop_idle(time::now());
     }
 
     /// Closes the pool, once what is in use has come back.
