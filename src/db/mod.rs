@@ -204,6 +204,7 @@ impl<DB: Driver> Db<DB> {
             base_size: pool.options().get_max_connections(),
             pool,
             attempt_deadline: None,
+            attempts: None,
             leak_after: Duration::from_secs(30),
             pooler: PoolerMode::Direct,
             breaker: None,
@@ -735,6 +736,7 @@ pub struct Builder<DB: Driver> {
     pool: Pool<DB>,
     preset: Preset,
     attempt_deadline: Option<Duration>,
+    attempts: Option<u32>,
     leak_after: Duration,
     pooler: PoolerMode,
     pool_pings: bool,
@@ -780,6 +782,14 @@ impl<DB: Driver> Builder<DB> {
     /// By default the preset's `statement` and a quarter of a second, so that the server, which has the former, answers first.
     pub fn attempt_deadline(mut self, time: Duration) -> Self {
         self.attempt_deadline = Some(time);
+        self
+    }
+
+    /// How many attempts a call may make in all, where it may make more than one.
+    ///
+    /// By default the 3 of [`Retry`]; after a conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = Some(attempts);
         self
     }
 
@@ -864,11 +874,14 @@ impl<DB: Driver> Builder<DB> {
             None => Budget::builder().floor(1.0, slots.max(5)).build()?,
         };
         let retry = |idempotent| {
-            Retry::builder()
+            let retry = Retry::builder()
                 .idempotent(idempotent)
                 .budget(&budget)
-                .reporter(self.reporter.clone())
-                .build()
+                .reporter(self.reporter.clone());
+            match self.attempts {
+                Some(attempts) => retry.attempts(attempts).build(),
+                None => retry.build(),
+            }
         };
         let shield = |retry: Option<Retry>, attempt_deadline| {
             let shield = Shield::builder(Wrapped(Told))
