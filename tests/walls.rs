@@ -157,7 +157,7 @@ async fn connections_that_nobody_waits_for_any_more_are_made_all_the_same() {
     assert_eq!(log.transitions(), 0);
     read(&db).await.unwrap();
     let connections = proxy.counts().connections;
-    assert!(connections <= 20, "{connections}");
+    assert!(connections <= 7, "{connections}");
 }
 
 /// Calls with a deadline that is too short for them. How many were sent.

@@ -233,9 +233,12 @@ impl<DB: Driver> Inner<DB> {
 
     /// Ready with a reason as soon as there is one, at the latest when the time is over.
     async fn why_not(self: &Arc<Self>, by: Instant) -> WhyNot {
-        time::sleep_until((time::now() + PATIENCE).min(by)).await;
-        if let Some(Err(error)) = time::until(by, self.probe()).await {
-            return WhyNot::Away(error);
+        let probes_at = time::now() + PATIENCE;
+        if probes_at < by {
+            time::sleep_until(probes_at).await;
+            if let Some(Err(error)) = time::until(by, self.probe()).await {
+                return WhyNot::Away(error);
+            }
         }
         time::sleep_until(by).await;
         WhyNot::Full
