@@ -14,7 +14,7 @@ use sqlx::{Database, Either, SqlStr, database::HasStatementCache};
 
 use crate::db::{
     replay::Replay,
-    timeouts::Planned,
+    timeouts::{ConnectOptions, Planned},
     transaction::{Isolation, TransactionOptions},
 };
 
@@ -111,6 +111,19 @@ pub trait Backend:
         limits: Limits,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>>;
 
+    /// Whether the settings in the options are in force on the connection; a pooler may have left them out.
+    fn obeys<'e>(
+        _connection: &'e mut Self::Connection,
+        _options: &'e ConnectOptions<Self>,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(async { Ok(true) })
+    }
+
+    /// What begins a transaction around a single call, within its limits.
+    fn around_call(_limits: Limits) -> SqlStr {
+        SqlStr::from_static("BEGIN")
+    }
+
     /// Commits; an error if the server turned that into a rollback. One round trip.
     fn commit(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
 
@@ -147,6 +160,8 @@ pub struct Limits {
     pub(super) statement: Duration,
     pub(super) lock: Duration,
     pub(super) idle: Duration,
+    /// How often the server looks whether its client is still there, where that was not said when connecting.
+    pub(super) check: Option<Duration>,
 }
 
 /// How to ask for a transaction's fate later.
@@ -156,6 +171,9 @@ pub struct Trace {
     pub(super) session: i64,
     /// The history that the server writes; another one after a failover.
     pub(super) timeline: String,
+    /// When it began and when the server had been started, in microseconds of the server's clock.
+    pub(super) began: i64,
+    pub(super) started: i64,
 }
 
 /// What became of a transaction.

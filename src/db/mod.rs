@@ -242,7 +242,7 @@ impl<DB: Driver> Db<DB> {
     /// a repeat may help. A connection that it leaves in the middle of something is cleaned.
     ///
     /// # Errors
-    /// The closure's own, or why there was no connection.
+    /// The closure's own, or why there was no connection; there is none in [`PoolerMode::TransactionPlain`], see there.
     ///
     /// # Panics
     /// The future, outside of a tokio runtime with time enabled.
@@ -262,6 +262,7 @@ impl<DB: Driver> Db<DB> {
         let taken = self.taken(Some(Location::caller()));
         let call = std::sync::Mutex::new(call);
         async move {
+            self.inner.has_sessions()?;
             let attempt = || {
                 let (taken, call) = (taken.clone(), &call);
                 async move {
@@ -293,7 +294,8 @@ impl<DB: Driver> Db<DB> {
     /// It is listed in [`leases`](Self::leases), and told of as a leak if it is kept for too long.
     ///
     /// # Errors
-    /// Why there was none: a refusal of ours, [`PoolFull`], or the error with which connecting fails.
+    /// Why there was none: a refusal of ours, [`PoolFull`], or the error with which connecting fails. There is none in
+    /// [`PoolerMode::TransactionPlain`], see there.
     ///
     /// # Panics
     /// The future, outside of a tokio runtime with time enabled.
@@ -306,6 +308,7 @@ impl<DB: Driver> Db<DB> {
     ) -> impl Future<Output = Result<Lease<DB>, sqlx::Error>> + Send + use<'_, DB> {
         let taken = self.taken(Some(Location::caller()));
         async move {
+            self.inner.has_sessions()?;
             let attempt = || self.inner.checkout(taken.clone());
             run(self.shield(), attempt).await
         }
@@ -462,6 +465,11 @@ impl<DB: Driver> Db<DB> {
         &self.inner.pool
     }
 
+    /// What stands between us and the server, as it was told or found out.
+    pub fn pooler(&self) -> PoolerMode {
+        self.inner.settings.pooler
+    }
+
     /// The circuit in front of the database.
     pub fn breaker(&self) -> &Breaker {
         &self.inner.breaker
@@ -507,12 +515,7 @@ impl<DB: Driver> Db<DB> {
         for session in self.inner.at_hand.drain() {
             session.close();
         }
-        for _ in 0..self.inner.pool.num_idle() {
-            let Some(connection) = self.inner.pool.try_acquire() else {
-                break;
-            };
-            drop(connection.detach());
-        }
+        self.inner.drop_idle(time::now());
     }
 
     /// Closes the pool, once what is in use has come back.
@@ -521,6 +524,21 @@ impl<DB: Driver> Db<DB> {
             session.give_back().await;
         }
         self.inner.pool.close().await;
+    }
+
+    /// Connects, and says whether the settings of the connection are in force.
+    async fn reach(&self) -> Result<bool, sqlx::Error> {
+        let attempt = || async {
+            let mut lease = self.checkout().await?;
+            if self.pooler() != PoolerMode::Direct {
+                return Ok(true);
+            }
+            let options = self.inner.pool.connect_options();
+            lease.begins(None);
+            let obeys = DB::obeys(lease.connection(), &options).await;
+            Ok(lease.ended(obeys, Phase::Transaction).await?)
+        };
+        run(self.shield(), attempt).await
     }
 
     fn view(&self, repeat: Repeat, location: &'static Location<'static>) -> Self {
@@ -643,6 +661,7 @@ impl<DB: Driver> fmt::Debug for Db<DB> {
         f.debug_struct("Db")
             .field("name", &self.inner.reporter.name())
             .field("repeat", &self.repeat)
+            .field("pooler", &self.pooler())
             .field("limiter", &self.inner.limiter)
             .field("breaker", &self.inner.breaker)
             .finish_non_exhaustive()
@@ -879,6 +898,12 @@ impl<DB: Driver> Builder<DB> {
             lock: preset.lock,
             idle_in_transaction: preset.idle_in_transaction,
             check_interval: preset.check_interval.unwrap_or(preset.statement),
+            check_behind: match self.pooler {
+                PoolerMode::Direct => None,
+                PoolerMode::TransactionWithPrepared | PoolerMode::TransactionPlain => {
+                    preset.check_interval
+                }
+            },
             waits,
             pool_pings: self.pool_pings,
             pre_ping: preset.pre_ping,

@@ -17,9 +17,12 @@
 
 use std::{
     io::ErrorKind::ConnectionRefused,
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     time::Duration,
 };
+
+use sqlx::Connection;
 
 use crate::{
     db::{
@@ -93,7 +96,7 @@ async fn clean<DB: Driver>(
     let mut stopped = false;
     let answered = {
         // The same question all along: another one could be given what is left of this one's answer.
-        let mut answer = DB::identify(session.connection(), &inner.flags);
+        let mut answer = pin!(tidy(inner, session.connection()));
         let answered = time::within(BY_ITSELF, answer.as_mut()).await;
         if answered.is_none() {
             if let Some(identity) = &stoppable {
@@ -102,6 +105,8 @@ async fn clean<DB: Driver>(
             }
             let patience = match (DB::CANCELS, stopped) {
                 (true, true) => STOPPED,
+                // There is nothing to stop, and a transaction is soon rolled back.
+                (true, false) if state == State::Doubtful => STOPPED,
                 (true, false) => Duration::ZERO,
                 // Nobody would notice that it was closed.
                 (false, _) => inner.settings.statement,
@@ -128,6 +133,18 @@ async fn clean<DB: Driver>(
             None
         }
     }
+}
+
+/// Ends what is left on a connection, and asks who it is.
+async fn tidy<DB: Driver>(
+    inner: &Inner<DB>,
+    connection: &mut DB::Connection,
+) -> Result<Identity, sqlx::Error> {
+    if inner.is_plain() && connection.cached_statements_size() > 0 {
+        // As long as the transaction is open, in which they were made.
+        connection.clear_cached_statements().await?;
+    }
+    DB::identify(connection, &inner.flags).await
 }
 
 /// Nobody answers at its other end.

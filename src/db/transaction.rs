@@ -30,9 +30,9 @@ use crate::{
     db::{
         book::Taken,
         checkout::Inner,
-        driver::{Driver, Limits, Outcome, Steps, Trace},
+        driver::{Driver, Outcome, Steps, Trace},
         generate::generate,
-        guard::{Lease, RunOn, State},
+        guard::{Lease, RunOn, State, Tracked},
         replay::Replay,
         verdict::{Failed, Guarded, Judged, into, run},
     },
@@ -487,6 +487,7 @@ macro_rules! executor_for_open {
 
 executor_for_open!(&'c mut Tx<DB>, self, self.open()?);
 executor_for_open!(&'c mut Savepoint<'_, DB>, self, &mut *self.open);
+executor_for_open!(&'c mut Lease<DB>, self, &mut Tracked { lease: self });
 
 impl<DB: Driver> Open<DB> {
     async fn begin(
@@ -494,17 +495,7 @@ impl<DB: Driver> Open<DB> {
         options: &TransactionOptions,
         attempt: u32,
     ) -> Result<Self, Judged<sqlx::Error>> {
-        let settings = &lease.inner().settings;
-        let now = time::now();
-        let left =
-            ambient::current().map_or(settings.deadline, |at| at.saturating_duration_since(now));
-        // The server ends a statement a little earlier than we would.
-        let left = left.saturating_sub(EARLIER);
-        let limits = Limits {
-            statement: settings.statement.min(left),
-            lock: settings.lock.min(left),
-            idle: settings.idle_in_transaction.min(left + EARLIER + IDLE),
-        };
+        let limits = lease.inner().limits(time::now());
         lease.begins(None);
         let begun = DB::begin(lease.connection(), options, limits).await;
         let begun = lease.ended(begun, Phase::Transaction).await;
@@ -632,6 +623,7 @@ impl<DB: Driver> Open<DB> {
             self.unwind().await?;
         }
         let Some(fault) = self.fault.take() else {
+            self.lease.forget_statements().await?;
             return self.commit().await;
         };
         let _ = self.roll_back().await;
@@ -695,7 +687,11 @@ impl<DB: Driver> Open<DB> {
             // The server does it by itself, or the reaper sees to it.
             return Ok(());
         }
-        let rolled_back = self.lease.run_with(Phase::Transaction, DB::rollback);
+        let lease = &mut self.lease;
+        let rolled_back = async {
+            lease.forget_statements().await?;
+            lease.run_with(Phase::Transaction, DB::rollback).await
+        };
         match time::within(ASK, rolled_back).await {
             Some(Ok(())) => {
                 self.lease.set_in_transaction(false);
@@ -942,12 +938,6 @@ fn name(depth: u32) -> String {
 fn escaped() -> sqlx::Error {
     TransactionError::Escaped.into_sqlx()
 }
-
-/// The server ends a statement so much earlier than its client, so that the client gets an answer.
-const EARLIER: Duration = Duration::from_millis(50);
-
-/// A transaction that we do not end for so long after its deadline is ended by the server.
-const IDLE: Duration = Duration::from_secs(1);
 
 /// A question about a transaction takes one round trip, and perhaps a connect.
 const ASK: Duration = Duration::from_secs(5);
