@@ -184,7 +184,8 @@ enum Repeat {
 impl<DB: Driver> Db<DB> {
     /// Stands in front of a pool, with the defaults of [`Preset::web`].
     ///
-    /// The pool stays as it is. Its size is the number of slots.
+    /// The pool stays as it is. Its size is the number of slots. A connection that was not used for half a second is asked whether it is alive; where the pool
+    /// asks too (`test_before_acquire`), that is one round trip more than is needed. A [`Config`] makes a pool that does not.
     ///
     /// # Panics
     /// Where the pool's maximum is 0 or over a million connections.
