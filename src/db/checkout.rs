@@ -21,7 +21,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -293,14 +293,19 @@ impl<DB: Driver> Inner<DB> {
         loop {
             let mut why_not = pin!(self.why_not(by, may_be_stuck));
             let why_not = loop {
-                let mut acquire = pin!(self.pool.acquire());
+                let mut acquiring = Acquiring::new(self);
                 let either = std::future::poll_fn(|cx| {
-                    if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
+                    if let Poll::Ready(acquired) = acquiring.poll(cx) {
                         return Poll::Ready(Ok(acquired));
                     }
                     why_not.as_mut().poll(cx).map(Err)
                 });
-                match either.await {
+                let either = either.await;
+                let in_a_hurry = by < acquire_by && matches!(either, Err(WhyNot::Full));
+                if !in_a_hurry {
+                    acquiring.end();
+                }
+                match either {
                     Ok(Ok(connection)) => return Ok(connection),
                     // Its own patience may be shorter than ours.
                     Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => {}
@@ -575,6 +580,49 @@ type Ask<DB, A, T> = for<'e> fn(
     &'e A,
 ) -> BoxFuture<'e, Result<T, sqlx::Error>>;
 
+/// The pool is getting a connection. Dropped, it goes on for a while: closed half made, connections would never be there for callers in a hurry.
+struct Acquiring<DB: Driver> {
+    // `None` once it is over.
+    future: Option<BoxFuture<'static, Result<PoolConnection<DB>, sqlx::Error>>>,
+    inner: Arc<Inner<DB>>,
+    hold: Option<limit::Hold>,
+}
+
+impl<DB: Driver> Acquiring<DB> {
+    fn new(inner: &Arc<Inner<DB>>) -> Self {
+        Self {
+            future: Some(Box::pin(inner.pool.acquire())),
+            inner: Arc::clone(inner),
+            hold: limit::hold(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<PoolConnection<DB>, sqlx::Error>> {
+        let future = self.future.as_mut().expect("it is polled until it is over");
+        future.as_mut().poll(cx)
+    }
+
+    /// Nothing goes on.
+    fn end(&mut self) {
+        self.future = None;
+    }
+}
+
+impl<DB: Driver> Drop for Acquiring<DB> {
+    fn drop(&mut self) {
+        let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) else {
+            return;
+        };
+        let (inner, hold) = (Arc::clone(&self.inner), self.hold.take());
+        runtime.spawn(async move {
+            if let Some(Ok(connection)) = time::within(GOES_ON, future).await {
+                let session = inner.at_hand.admit(connection, time::now());
+                inner.put_back(session, hold);
+            }
+        });
+    }
+}
+
 /// Why there is no connection.
 enum WhyNot {
     /// Connecting fails.
@@ -698,6 +746,9 @@ const AWAY: Duration = Duration::from_millis(50);
 
 /// The server was reached so recently that it need not be tried.
 const BELIEVED: Duration = Duration::from_secs(1);
+
+/// Making a connection goes on for so long without anybody who waits for it.
+const GOES_ON: Duration = Duration::from_secs(1);
 
 /// The connection for questions is closed after so long.
 const ADMIN_IDLE: Duration = Duration::from_secs(10);

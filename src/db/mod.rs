@@ -184,7 +184,8 @@ enum Repeat {
 impl<DB: Driver> Db<DB> {
     /// Stands in front of a pool, with the defaults of [`Preset::web`].
     ///
-    /// The pool stays as it is. Its size is the number of slots.
+    /// The pool stays as it is. Its size is the number of slots. A connection that was not used for half a second is asked whether it is alive; where the pool
+    /// asks too (`test_before_acquire`), that is one round trip more than is needed. A [`Config`] makes a pool that does not.
     ///
     /// # Panics
     /// Where the pool's maximum is 0 or over a million connections.
@@ -204,6 +205,7 @@ impl<DB: Driver> Db<DB> {
             base_size: pool.options().get_max_connections(),
             pool,
             attempt_deadline: None,
+            attempts: None,
             leak_after: Duration::from_secs(30),
             pooler: PoolerMode::Direct,
             breaker: None,
@@ -735,6 +737,7 @@ pub struct Builder<DB: Driver> {
     pool: Pool<DB>,
     preset: Preset,
     attempt_deadline: Option<Duration>,
+    attempts: Option<u32>,
     leak_after: Duration,
     pooler: PoolerMode,
     pool_pings: bool,
@@ -780,6 +783,14 @@ impl<DB: Driver> Builder<DB> {
     /// By default the preset's `statement` and a quarter of a second, so that the server, which has the former, answers first.
     pub fn attempt_deadline(mut self, time: Duration) -> Self {
         self.attempt_deadline = Some(time);
+        self
+    }
+
+    /// How many attempts a call may make in all, where it may make more than one.
+    ///
+    /// By default the 3 of [`Retry`]; after a conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
+    pub fn attempts(mut self, attempts: u32) -> Self {
+        self.attempts = Some(attempts);
         self
     }
 
@@ -864,11 +875,14 @@ impl<DB: Driver> Builder<DB> {
             None => Budget::builder().floor(1.0, slots.max(5)).build()?,
         };
         let retry = |idempotent| {
-            Retry::builder()
+            let retry = Retry::builder()
                 .idempotent(idempotent)
                 .budget(&budget)
-                .reporter(self.reporter.clone())
-                .build()
+                .reporter(self.reporter.clone());
+            match self.attempts {
+                Some(attempts) => retry.attempts(attempts).build(),
+                None => retry.build(),
+            }
         };
         let shield = |retry: Option<Retry>, attempt_deadline| {
             let shield = Shield::builder(Wrapped(Told))
