@@ -21,7 +21,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -293,14 +293,19 @@ impl<DB: Driver> Inner<DB> {
         loop {
             let mut why_not = pin!(self.why_not(by, may_be_stuck));
             let why_not = loop {
-                let mut acquire = pin!(self.pool.acquire());
+                let mut acquiring = Acquiring::new(self);
                 let either = std::future::poll_fn(|cx| {
-                    if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
+                    if let Poll::Ready(acquired) = acquiring.poll(cx) {
                         return Poll::Ready(Ok(acquired));
                     }
                     why_not.as_mut().poll(cx).map(Err)
                 });
-                match either.await {
+                let either = either.await;
+                let in_a_hurry = by < acquire_by && matches!(either, Err(WhyNot::Full));
+                if !in_a_hurry {
+                    acquiring.end();
+                }
+                match either {
                     Ok(Ok(connection)) => return Ok(connection),
                     // Its own patience may be shorter than ours.
                     Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => {}
@@ -339,16 +344,21 @@ impl<DB: Driver> Inner<DB> {
 
     /// Ready with a reason as soon as there is one, at the latest when the time is over.
     async fn why_not(self: &Arc<Self>, by: Instant, may_be_stuck: bool) -> WhyNot {
-        time::sleep_until((time::now() + PATIENCE).min(by)).await;
-        if let Some(Err(error)) = time::until(by, self.probe()).await {
-            return WhyNot::Away(error);
+        let stuck = time::now() + PATIENCE + PING;
+        loop {
+            let again = time::now() + PATIENCE;
+            time::sleep_until(again.min(by)).await;
+            if again >= by {
+                return WhyNot::Full;
+            }
+            // The server may have gone since it was last seen. The pool would not say so: it tries again, after ever longer pauses.
+            if let Some(Err(error)) = time::until(by, self.probe()).await {
+                return WhyNot::Away(error);
+            }
+            if may_be_stuck && time::now() >= stuck {
+                return WhyNot::Stuck;
+            }
         }
-        if may_be_stuck && time::now() + PING < by {
-            time::sleep(PING).await;
-            return WhyNot::Stuck;
-        }
-        time::sleep_until(by).await;
-        WhyNot::Full
     }
 
     /// The server is away: fails with its error, unless calls are to wait and it comes back in time.
@@ -458,11 +468,12 @@ impl<DB: Driver> Inner<DB> {
             });
             return;
         }
+        // A lease may be dropped outside of its runtime.
+        let runtime = session.runtime();
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => {
+            None => self.keep_house_later(&runtime),
+            Some(session) => {
                 let inner = Arc::clone(self);
-                let runtime = session.runtime();
                 runtime.spawn(async move {
                     inner.return_to_pool(session).await;
                     drop(hold);
@@ -473,8 +484,8 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) async fn put_at_hand(self: &Arc<Self>, session: Session<DB>) {
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => self.return_to_pool(session).await,
+            None => self.keep_house_later(&Handle::current()),
+            Some(session) => self.return_to_pool(session).await,
         }
     }
 
@@ -568,6 +579,49 @@ type Ask<DB, A, T> = for<'e> fn(
     &'e mut <DB as Database>::Connection,
     &'e A,
 ) -> BoxFuture<'e, Result<T, sqlx::Error>>;
+
+/// The pool is getting a connection. Dropped, it goes on for a while: closed half made, connections would never be there for callers in a hurry.
+struct Acquiring<DB: Driver> {
+    // `None` once it is over.
+    future: Option<BoxFuture<'static, Result<PoolConnection<DB>, sqlx::Error>>>,
+    inner: Arc<Inner<DB>>,
+    hold: Option<limit::Hold>,
+}
+
+impl<DB: Driver> Acquiring<DB> {
+    fn new(inner: &Arc<Inner<DB>>) -> Self {
+        Self {
+            future: Some(Box::pin(inner.pool.acquire())),
+            inner: Arc::clone(inner),
+            hold: limit::hold(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<PoolConnection<DB>, sqlx::Error>> {
+        let future = self.future.as_mut().expect("it is polled until it is over");
+        future.as_mut().poll(cx)
+    }
+
+    /// Nothing goes on.
+    fn end(&mut self) {
+        self.future = None;
+    }
+}
+
+impl<DB: Driver> Drop for Acquiring<DB> {
+    fn drop(&mut self) {
+        let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) else {
+            return;
+        };
+        let (inner, hold) = (Arc::clone(&self.inner), self.hold.take());
+        runtime.spawn(async move {
+            if let Some(Ok(connection)) = time::within(GOES_ON, future).await {
+                let session = inner.at_hand.admit(connection, time::now());
+                inner.put_back(session, hold);
+            }
+        });
+    }
+}
 
 /// Why there is no connection.
 enum WhyNot {
@@ -692,6 +746,9 @@ const AWAY: Duration = Duration::from_millis(50);
 
 /// The server was reached so recently that it need not be tried.
 const BELIEVED: Duration = Duration::from_secs(1);
+
+/// Making a connection goes on for so long without anybody who waits for it.
+const GOES_ON: Duration = Duration::from_secs(1);
 
 /// The connection for questions is closed after so long.
 const ADMIN_IDLE: Duration = Duration::from_secs(10);

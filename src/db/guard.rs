@@ -1,7 +1,7 @@
 //! One connection in somebody's hands.
 
 use std::{
-    fmt,
+    fmt, io,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,13 +29,15 @@ use crate::{
 
 /// A connection of a [`Db`](super::Db), and the slot that goes with it.
 ///
-/// It derefs to sqlx's connection: `query.fetch_one(&mut *lease)`. Dropped, it is cleaned and can be used by the next: a statement that still
-/// runs is stopped on the server, a transaction that was left open is rolled back. Until then nobody else gets its slot.
+/// `&mut lease` is an sqlx `Executor`. It also derefs to sqlx's connection, for functions that take nothing else; what is done there is not seen.
+///
+/// Dropped, it is cleaned and can be used by the next: a statement that still runs is stopped on the server, a transaction that was left open is rolled
+/// back. Until then nobody else gets its slot.
 ///
 /// ```no_run
 /// # async fn example(db: steadfast::db::PgDb) -> Result<(), sqlx::Error> {
 /// let mut lease = db.acquire().await?;
-/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut *lease).await?;
+/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut lease).await?;
 /// # Ok(()) }
 /// ```
 pub struct Lease<DB: Driver> {
@@ -47,6 +49,8 @@ pub struct Lease<DB: Driver> {
     state: State,
     /// Whether a transaction of ours is open on it.
     in_transaction: bool,
+    /// Whether that was told to change nothing.
+    pub(super) read_only: bool,
     started: Instant,
 }
 
@@ -57,6 +61,8 @@ pub(super) enum State {
     Clean,
     /// Nothing of ours runs on it; a transaction may be open.
     Doubtful,
+    /// Somebody had it without our seeing what for: a statement may run on it, and a transaction be open.
+    Untracked,
     /// A statement runs on it.
     Busy,
     /// It is of no use any more.
@@ -89,6 +95,7 @@ impl<DB: Driver> Lease<DB> {
             key,
             state: State::Clean,
             in_transaction: false,
+            read_only: false,
             started: now,
         }
     }
@@ -242,6 +249,15 @@ impl<DB: Driver> Lease<DB> {
             // Whose end a pooler reports can't be told.
             return classify::lost(phase);
         }
+        let code = error.as_database_error().and_then(|error| error.code());
+        if self.read_only && code.as_deref() == Some("25006") {
+            return DbVerdict {
+                kind: Kind::Invalid,
+                fate: Fate::Keep,
+                why: "it is the transaction that is read-only, not the server",
+                ..verdict
+            };
+        }
         verdict
     }
 
@@ -301,7 +317,9 @@ impl<DB: Driver> Lease<DB> {
 
     /// The connection, of which nothing is known from here on.
     pub(super) fn untracked(&mut self) -> &mut DB::Connection {
-        self.state = State::Busy;
+        if self.state != State::Busy || DB::RESUMES {
+            self.state = State::Untracked;
+        }
         self.session().connection()
     }
 
@@ -314,6 +332,48 @@ impl<DB: Driver> Lease<DB> {
 
     fn session(&mut self) -> &mut Session<DB> {
         self.session.as_mut().expect(HELD)
+    }
+}
+
+/// A connection whose user runs statements through us.
+pub(super) struct Tracked<'l, DB: Driver> {
+    pub(super) lease: &'l mut Lease<DB>,
+}
+
+impl<DB: Driver> Tracked<'_, DB> {
+    pub(super) async fn statement<T>(
+        &mut self,
+        query: Replay<DB>,
+        run_on: RunOn<DB, T>,
+    ) -> Result<T, sqlx::Error> {
+        let query = self.ready(query).await?;
+        self.lease.begins(Some(query.text()));
+        let result = run_on(self.lease.connection(), query).await;
+        self.saw(result).await
+    }
+
+    /// The query, if the connection can take one.
+    pub(super) async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        let lost = match self.lease.state {
+            State::Busy if !DB::RESUMES => "a statement was dropped on it before it had ended",
+            State::Lost => "it was lost",
+            _ => return Ok(query),
+        };
+        let lost = format!("the connection can't be used any more: {lost}");
+        Err(io::Error::new(io::ErrorKind::NotConnected, lost).into())
+    }
+
+    /// Takes note of how a statement ended.
+    pub(super) async fn saw<T>(
+        &mut self,
+        result: Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let ended = self.lease.ended(result, Phase::Statement).await;
+        if self.lease.state == State::Clean {
+            // It may have been a BEGIN.
+            self.lease.state = State::Doubtful;
+        }
+        ended.map_err(|judged| judged.error)
     }
 }
 
@@ -346,7 +406,7 @@ impl<DB: Driver> Drop for Lease<DB> {
                 self.inner.book.close(self.key, &self.inner.reporter);
                 session.close();
             }
-            State::Doubtful | State::Busy => {
+            State::Doubtful | State::Untracked | State::Busy => {
                 reaper::reap(&self.inner, session, hold, self.key, self.state);
             }
         }

@@ -244,7 +244,8 @@ mod postgres {
             ] {
                 let told = config.told();
                 let plan = plan(config);
-                assert_eq!(plan.mode, told.unwrap_or(PoolerMode::TransactionPlain));
+                let told = told.map_or(PoolerMode::TransactionPlain, |(mode, _)| mode);
+                assert_eq!(plan.mode, told);
                 assert_eq!(plan.connect.get_options(), None);
                 // There is no getter for it, nor anything else to see it by.
                 let shown = format!("{:?}", plan.connect);

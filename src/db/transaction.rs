@@ -26,13 +26,13 @@ use thiserror::Error;
 
 use crate::{
     ambient,
-    classify::{DbVerdict, Fate, Phase},
+    classify::{DbVerdict, Fate, Phase, lost},
     db::{
         book::Taken,
         checkout::Inner,
         driver::{Driver, Outcome, Steps, Trace},
         generate::generate,
-        guard::{Lease, RunOn, State},
+        guard::{Lease, RunOn, State, Tracked},
         replay::Replay,
         verdict::{Failed, Guarded, Judged, into, run},
     },
@@ -86,6 +86,8 @@ impl TransactionOptions {
     }
 
     /// It changes nothing. Its COMMIT can't be in doubt.
+    ///
+    /// SQLite does not see to it that it doesn't; the others do.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
@@ -458,6 +460,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let prepared = DB::prepare(open.lease.connection(), sql, parameters).await;
                     open.saw(prepared).await
@@ -474,6 +477,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let described = DB::describe(open.lease.connection(), sql).await;
                     open.saw(described).await
@@ -485,6 +489,7 @@ macro_rules! executor_for_open {
 
 executor_for_open!(&'c mut Tx<DB>, self, self.open()?);
 executor_for_open!(&'c mut Savepoint<'_, DB>, self, &mut *self.open);
+executor_for_open!(&'c mut Lease<DB>, self, &mut Tracked { lease: self });
 
 impl<DB: Driver> Open<DB> {
     async fn begin(
@@ -493,6 +498,7 @@ impl<DB: Driver> Open<DB> {
         attempt: u32,
     ) -> Result<Self, Judged<sqlx::Error>> {
         let limits = lease.inner().limits(time::now());
+        lease.read_only = options.read_only;
         lease.begins(None);
         let begun = DB::begin(lease.connection(), options, limits).await;
         let begun = lease.ended(begun, Phase::Transaction).await;
@@ -535,6 +541,7 @@ impl<DB: Driver> Open<DB> {
 
     /// The query, if the transaction can take one.
     async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        self.miss_dropped();
         if let Some(fault) = &self.fault
             && (self.lease.state() == State::Lost || !DB::ERROR_ABORTS)
         {
@@ -547,6 +554,25 @@ impl<DB: Driver> Open<DB> {
         } else {
             query
         })
+    }
+
+    /// Whether nothing can be sent any more, as it is not known how much of a dropped statement's answer was read.
+    fn is_astray(&self) -> bool {
+        self.lease.state() == State::Busy && !DB::RESUMES
+    }
+
+    /// Takes note of a statement that was dropped, where that can't be made good.
+    fn miss_dropped(&mut self) {
+        if self.is_astray() && self.fault.is_none() {
+            self.fault = Some(Fault {
+                verdict: DbVerdict {
+                    kind: Kind::Invalid,
+                    ..lost(Phase::Transaction)
+                },
+                message: "it was dropped before it had ended".to_owned(),
+                depth: 0,
+            });
+        }
     }
 
     /// Takes note of how a statement ended.
@@ -578,6 +604,9 @@ impl<DB: Driver> Open<DB> {
         let Some(depth) = self.unwind.take() else {
             return Ok(());
         };
+        if self.is_astray() {
+            return Ok(());
+        }
         let name = name(depth);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         let query = Replay::raw(AssertSqlSafe(sql));
@@ -592,6 +621,7 @@ impl<DB: Driver> Open<DB> {
 
     /// Commits, unless a failure stands in the way.
     async fn finish(&mut self) -> Result<(), Judged<sqlx::Error>> {
+        self.miss_dropped();
         if self.lease.state() != State::Lost {
             self.unwind().await?;
         }
@@ -656,8 +686,8 @@ impl<DB: Driver> Open<DB> {
     }
 
     async fn roll_back(&mut self) -> Result<(), Judged<sqlx::Error>> {
-        if self.lease.state() == State::Lost {
-            // The server does it by itself.
+        if self.lease.state() == State::Lost || self.is_astray() {
+            // The server does it by itself, or the reaper sees to it.
             return Ok(());
         }
         let lease = &mut self.lease;
