@@ -1,4 +1,4 @@
-//! Who holds the connections: leaks are told of, and what made a connection useless is healed.
+//! Who holds the connections, what becomes of those that are held for too long, and of what a connection remembers.
 #![cfg(all(feature = "postgres", feature = "sqlite"))]
 #![allow(
     clippy::disallowed_methods,
@@ -9,247 +9,297 @@
 mod server;
 
 use std::{
-    sync::{Arc, Mutex},
+    sync::{Arc, LazyLock, Mutex},
     time::Duration,
 };
 
 use sqlx::{PgPool, Row, postgres::PgPoolOptions, sqlite::SqlitePoolOptions};
 use steadfast::{
     Event, Observer,
-    db::{Activity, Config, LeaseReport, PgDb, SqliteDb},
+    db::{PgDb, SqliteDb},
+    event::{Activity, LeaseReport},
 };
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use crate::server::postgres::Postgres;
 
-const MS: Duration = Duration::from_millis(1);
+static SERVER: LazyLock<Option<Postgres>> = LazyLock::new(Postgres::start);
 
-/// What was told of leases.
-#[derive(Clone, Default)]
-struct Log(Arc<Mutex<Vec<(&'static str, LeaseReport)>>>);
+#[tokio::test]
+async fn a_connection_that_is_held_for_too_long_is_told_of_once_and_once_more_when_it_comes_back() {
+    let told = Told::default();
+    let db = on_sqlite(&told);
+    let line = line!() + 1;
+    let lease = db.operation("nightly").acquire().await.unwrap();
+    let short = db.acquire().await.unwrap();
+    drop(short);
+    sleep(LONG).await;
 
-impl Observer for Log {
-    fn on_event(&self, event: &Event<'_>) {
-        let (what, lease) = match event {
-            Event::Leak { lease, .. } => ("leak", *lease),
-            Event::LeakReturned { lease, .. } => ("returned", *lease),
-            Event::IdleInTransaction { lease, .. } => ("idle in transaction", *lease),
-            _ => return,
+    let leases = db.leases();
+    assert_eq!(leases.len(), 1);
+    assert_eq!(
+        leases[0].location.map(|location| location.line()),
+        Some(line)
+    );
+    assert_eq!(db.stats().leaks, 1);
+    let leak = told.only("leak");
+    let location = leak.location.expect("it was taken by a method of ours");
+    assert!(location.file().ends_with("leases.rs"), "{location}");
+    assert_eq!(location.line(), line);
+    assert_eq!(
+        leak.operation.as_ref().map(|name| name.as_str()),
+        Some("nightly")
+    );
+    assert!(leak.age >= LEAK_AFTER && leak.age < LONG, "{:?}", leak.age);
+    assert!(told.of("returned").is_empty());
+
+    drop(lease);
+    let returned = told.only("returned");
+    assert_eq!(returned.id, leak.id);
+    assert!(returned.age >= LONG, "{:?}", returned.age);
+    sleep(LONG).await;
+    assert_eq!(told.all(), ["leak", "returned"]);
+    assert!(db.leases().is_empty());
+}
+
+#[tokio::test]
+async fn a_transaction_that_runs_nothing_for_too_long_is_told_of() {
+    let told = Told::default();
+    let db = on_sqlite(&told);
+    let mut tx = db.begin().await.unwrap();
+    sqlx::query("SELECT 1").execute(&mut tx).await.unwrap();
+    sleep(LONG).await;
+    let idle = told.only("idle");
+    assert_eq!(idle.activity, Activity::InTransaction);
+    assert!(
+        idle.idle_for().is_some_and(|idle| idle >= LEAK_AFTER),
+        "{idle}"
+    );
+    assert_eq!(
+        idle.statement.as_ref().map(|name| name.as_str()),
+        Some("SELECT 1")
+    );
+    tx.commit().await.unwrap();
+    assert_eq!(told.of("returned").len(), 1);
+}
+
+#[tokio::test]
+async fn what_is_held_is_listed_with_what_it_does() {
+    let Some(server) = &*SERVER else { return };
+    let db = PgDb::new(pool(server));
+    let slow = {
+        let db = db.operation("report");
+        tokio::spawn(async move {
+            sqlx::query("SELECT pg_sleep(0.4)")
+                .execute(&db)
+                .await
+                .map(drop)
+        })
+    };
+    let dropped = {
+        let db = db.clone();
+        tokio::spawn(async move {
+            sqlx::query("SELECT pg_sleep(30)")
+                .execute(&db)
+                .await
+                .map(drop)
+        })
+    };
+    sleep(Duration::from_millis(200)).await;
+    let held = db.leases();
+    let report = held.iter().find(|lease| lease.operation.is_some()).unwrap();
+    assert_eq!(report.activity, Activity::Running);
+    assert_eq!(
+        report.statement.as_ref().map(|name| name.as_str()),
+        Some("SELECT pg_sleep(0.4)")
+    );
+    assert_eq!((held.len(), db.stats().in_use), (2, 2));
+    dropped.abort();
+    slow.await.unwrap().unwrap();
+    assert!(dropped.await.is_err());
+    assert!(db.leases().is_empty(), "{:?}", db.leases());
+}
+
+#[tokio::test]
+async fn a_statement_that_a_migration_made_stale_is_prepared_anew() {
+    let Some(server) = &*SERVER else { return };
+    let mut migration = server.connect().await;
+    sqlx::raw_sql("CREATE TABLE stale (id int); INSERT INTO stale VALUES (1)")
+        .execute(&mut migration)
+        .await
+        .unwrap();
+    let db = PgDb::new(single(server));
+    let select = || sqlx::query("SELECT * FROM stale");
+    assert_eq!(select().fetch_one(&db).await.unwrap().len(), 1);
+    for columns in 2..5 {
+        let sql = format!("ALTER TABLE stale ADD COLUMN more_{columns} int");
+        sqlx::query(sqlx::AssertSqlSafe(sql))
+            .execute(&mut migration)
+            .await
+            .unwrap();
+        let row = match columns {
+            2 => select().fetch_one(&db).await,
+            3 => {
+                db.transaction(|mut tx| async move { select().fetch_one(&mut tx).await })
+                    .await
+            }
+            _ => {
+                db.once()
+                    .call(|mut conn| async move {
+                        // Once it has failed, the connection forgets.
+                        select().fetch_one(&mut conn).await.unwrap_err();
+                        select().fetch_one(&mut conn).await
+                    })
+                    .await
+            }
         };
-        self.0.lock().unwrap().push((what, lease.clone()));
+        assert_eq!(row.unwrap().len(), columns);
     }
 }
 
-impl Log {
-    fn told(&self) -> Vec<&'static str> {
-        self.0
-            .lock()
-            .unwrap()
-            .iter()
-            .map(|(what, _)| *what)
+#[tokio::test]
+async fn statements_that_the_server_forgot_are_prepared_anew() {
+    let Some(server) = &*SERVER else { return };
+    let db = PgDb::new(single(server));
+    let select = || sqlx::query_scalar::<_, i32>("SELECT 2").fetch_one(&db);
+    assert_eq!(select().await.unwrap(), 2);
+    sqlx::raw_sql("DEALLOCATE ALL").execute(&db).await.unwrap();
+    assert_eq!(select().await.unwrap(), 2);
+    sqlx::raw_sql("DEALLOCATE ALL").execute(&db).await.unwrap();
+    let in_transaction = db.transaction(|mut tx| async move {
+        sqlx::query_scalar::<_, i32>("SELECT 2")
+            .fetch_one(&mut tx)
+            .await
+    });
+    assert_eq!(in_transaction.await.unwrap(), 2);
+}
+
+#[tokio::test]
+async fn sqlx_alone_fails_on_what_it_remembers_for_ever() {
+    let Some(server) = &*SERVER else { return };
+    let pool = single(server);
+    sqlx::raw_sql("CREATE TABLE bare (id int); INSERT INTO bare VALUES (1)")
+        .execute(&pool)
+        .await
+        .unwrap();
+    let select = || sqlx::query("SELECT * FROM bare").fetch_one(&pool);
+    select().await.unwrap();
+    sqlx::raw_sql("ALTER TABLE bare ADD COLUMN more int")
+        .execute(&pool)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        assert_eq!(code(select().await.unwrap_err()), "0A000");
+    }
+    sqlx::raw_sql("DEALLOCATE ALL")
+        .execute(&pool)
+        .await
+        .unwrap();
+    for _ in 0..3 {
+        assert_eq!(code(select().await.unwrap_err()), "26000");
+    }
+}
+
+#[tokio::test]
+async fn recycling_replaces_what_is_idle_at_once_and_what_is_in_use_when_it_comes_back() {
+    let Some(server) = &*SERVER else { return };
+    let db = PgDb::new(pool(server));
+    let pid = async |db: &PgDb| {
+        let row = sqlx::raw_sql("SELECT pg_backend_pid()").fetch_one(db).await;
+        row.unwrap().get::<i32, _>(0)
+    };
+    let mut held = db.acquire().await.unwrap();
+    let row = sqlx::raw_sql("SELECT pg_backend_pid()")
+        .fetch_one(&mut held)
+        .await;
+    let in_use: i32 = row.unwrap().get(0);
+    let idle = pid(&db).await;
+    assert_ne!(in_use, idle);
+    db.recycle().await;
+    let new = pid(&db).await;
+    assert_ne!(new, idle);
+    // What is held goes on.
+    sqlx::query("SELECT 1").execute(&mut held).await.unwrap();
+    drop(held);
+    sleep(Duration::from_millis(100)).await;
+    let mut other = server.connect().await;
+    let old: i64 =
+        sqlx::query_scalar("SELECT count(*) FROM pg_stat_activity WHERE pid IN ($1, $2)")
+            .bind(in_use)
+            .bind(idle)
+            .fetch_one(&mut other)
+            .await
+            .unwrap();
+    assert_eq!(old, 0);
+    assert_eq!(pid(&db).await, new, "what is new is kept");
+}
+
+/// Everything that was told of leases.
+#[derive(Clone, Default)]
+struct Told(Arc<Mutex<Vec<(&'static str, LeaseReport)>>>);
+
+impl Observer for Told {
+    fn on_event(&self, event: &Event<'_>) {
+        let told = match event {
+            Event::Leak { lease, .. } => ("leak", (*lease).clone()),
+            Event::LeakReturned { lease, .. } => ("returned", (*lease).clone()),
+            Event::IdleInTransaction { lease, .. } => ("idle", (*lease).clone()),
+            _ => return,
+        };
+        self.0.lock().unwrap().push(told);
+    }
+}
+
+impl Told {
+    fn of(&self, what: &str) -> Vec<LeaseReport> {
+        let told = self.0.lock().unwrap();
+        told.iter()
+            .filter(|told| told.0 == what)
+            .map(|told| told.1.clone())
             .collect()
     }
 
-    fn last(&self) -> LeaseReport {
-        self.0
-            .lock()
-            .unwrap()
-            .last()
-            .expect("somebody was told of")
-            .1
-            .clone()
+    fn only(&self, what: &str) -> LeaseReport {
+        let mut of = self.of(what);
+        assert_eq!(of.len(), 1, "{what}: {of:#?}");
+        of.remove(0)
+    }
+
+    fn all(&self) -> Vec<&'static str> {
+        self.0.lock().unwrap().iter().map(|told| told.0).collect()
     }
 }
 
-async fn sqlite() -> (SqliteDb, Log) {
-    let log = Log::default();
+fn on_sqlite(told: &Told) -> SqliteDb {
     let pool = SqlitePoolOptions::new()
         .max_connections(2)
-        .connect("sqlite::memory:")
-        .await
+        .connect_lazy("sqlite::memory:")
         .unwrap();
     let db = SqliteDb::builder(pool)
-        .leak_after(300 * MS)
-        .observer(log.clone())
-        .build()
-        .unwrap();
-    (db, log)
+        .leak_after(LEAK_AFTER)
+        .observer(told.clone());
+    db.build().unwrap()
 }
 
-#[tokio::test]
-async fn a_connection_held_too_long_is_told_of_once_with_its_place_and_once_more_when_it_comes_back()
- {
-    let (db, log) = sqlite().await;
-    let line = line!() + 1;
-    let lease = db.operation("report").acquire().await.unwrap();
-    assert_eq!(log.told(), Vec::<&str>::new());
-    sleep(1_200 * MS).await;
-    assert_eq!(log.told(), ["leak"]);
-    let report = log.last();
-    let location = report.location.unwrap();
-    assert_eq!((location.file(), location.line()), (file!(), line));
-    assert_eq!(report.operation.as_ref().unwrap().as_str(), "report");
-    assert!(report.age >= 300 * MS, "{report}");
-    assert_eq!(db.stats().leaks, 1);
-    let text = report.to_string();
-    assert!(text.contains(&format!("{}:{line}", file!())), "{text}");
-
-    drop(lease);
-    assert_eq!(log.told(), ["leak", "returned"]);
-    assert!(log.last().age >= 1_200 * MS);
-    sleep(600 * MS).await;
-    assert_eq!(log.told(), ["leak", "returned"]);
+fn pool(server: &Postgres) -> PgPool {
+    PgPoolOptions::new()
+        .max_connections(2)
+        .connect_lazy_with(server.options())
 }
 
-#[tokio::test]
-async fn a_transaction_that_idles_is_told_of_as_such() {
-    let (db, log) = sqlite().await;
-    let mut tx = db.begin().await.unwrap();
-    sqlx::query("SELECT 1").execute(&mut tx).await.unwrap();
-    sleep(1_200 * MS).await;
-    let mut told = log.told();
-    told.sort_unstable();
-    assert_eq!(told, ["idle in transaction", "leak"]);
-    let report = log.last();
-    assert_eq!(report.activity, Activity::InTransaction);
-    assert_eq!(report.statement.as_ref().unwrap().as_str(), "SELECT 1");
-    tx.rollback().await.unwrap();
-}
-
-#[tokio::test]
-async fn a_call_that_is_quick_is_told_of_to_nobody() {
-    let (db, log) = sqlite().await;
-    for _ in 0..100 {
-        sqlx::query("SELECT 1").execute(&db).await.unwrap();
-        sleep(10 * MS).await;
-    }
-    assert_eq!(log.told(), Vec::<&str>::new());
-}
-
-#[tokio::test]
-async fn the_leases_are_listed_the_longest_first_with_what_they_do() {
-    let (db, _log) = sqlite().await;
-    let _idle = db.operation("idle").acquire().await.unwrap();
-    sleep(20 * MS).await;
-    let mut busy = db.operation("busy").begin().await.unwrap();
-    sqlx::query("SELECT 2").execute(&mut busy).await.unwrap();
-    let leases = db.leases();
-    let shown: Vec<_> = leases
-        .iter()
-        .map(|lease| (lease.operation.as_ref().unwrap().as_str(), lease.activity))
-        .collect();
-    assert_eq!(
-        shown,
-        [("idle", Activity::Idle), ("busy", Activity::InTransaction)]
-    );
-    assert_eq!((db.stats().in_use, db.stats().available), (2, 0));
-    drop(busy);
-    assert_eq!(db.leases().len(), 1);
-}
-
-#[tokio::test]
-async fn a_statement_through_the_executor_carries_its_span_and_its_view_s_place() {
-    let (db, _log) = sqlite().await;
-    sqlx::query("CREATE TABLE t (n int)")
-        .execute(&db)
-        .await
-        .unwrap();
-    let line = line!() + 1;
-    let view = db.operation("slow");
-    let slow = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c WHERE n < 100000000) SELECT max(n) FROM c";
-    let call = tokio::spawn(async move { sqlx::query(slow).execute(&view).await });
-    sleep(100 * MS).await;
-    let leases = db.leases();
-    assert_eq!(leases.len(), 1);
-    assert_eq!(leases[0].activity, Activity::Running);
-    assert_eq!(leases[0].statement.as_ref().unwrap().as_str(), slow);
-    assert_eq!(leases[0].location.unwrap().line(), line);
-    call.abort();
-    let _ = call.await;
-}
-
-async fn postgres() -> Option<(Postgres, PgPool, PgDb)> {
-    let server = Postgres::start()?;
-    let pool = PgPoolOptions::new()
+/// Its only connection remembers what was done on it.
+fn single(server: &Postgres) -> PgPool {
+    PgPoolOptions::new()
         .max_connections(1)
-        .connect_lazy_with(server.options());
-    let db = PgDb::new(pool.clone());
-    Some((server, pool, db))
+        .connect_lazy_with(server.options())
 }
 
-#[tokio::test]
-async fn a_statement_that_a_migration_made_stale_is_healed_where_the_pool_alone_fails() {
-    let Some((server, pool, db)) = postgres().await else {
-        return;
-    };
-    sqlx::query("CREATE TABLE stale (a int)")
-        .execute(&db)
-        .await
-        .unwrap();
-    sqlx::query("INSERT INTO stale VALUES (1)")
-        .execute(&db)
-        .await
-        .unwrap();
-    let read = || sqlx::query("SELECT * FROM stale");
-    assert_eq!(read().fetch_one(&db).await.unwrap().len(), 1);
-    let mut other = server.connect().await;
-    let migrate = |column: &'static str| sqlx::query(column);
-    migrate("ALTER TABLE stale ADD COLUMN b int")
-        .execute(&mut other)
-        .await
-        .unwrap();
-    assert_eq!(read().fetch_one(&db).await.unwrap().len(), 2);
-
-    // The same connection, without us.
-    db.recycle().await;
-    read().fetch_one(&pool).await.unwrap();
-    migrate("ALTER TABLE stale ADD COLUMN c int")
-        .execute(&mut other)
-        .await
-        .unwrap();
-    let error = read().fetch_one(&pool).await.unwrap_err();
-    assert_eq!(error.as_database_error().unwrap().code().unwrap(), "0A000");
+fn code(error: sqlx::Error) -> String {
+    let code = error.as_database_error().and_then(|error| error.code());
+    code.unwrap_or_else(|| panic!("{error:?}")).into_owned()
 }
 
-#[tokio::test]
-async fn statements_that_were_forgotten_behind_our_back_are_healed() {
-    let Some((_server, _pool, db)) = postgres().await else {
-        return;
-    };
-    let read = || sqlx::query_scalar::<_, i32>("SELECT 1 + $1").bind(1);
-    assert_eq!(read().fetch_one(&db).await.unwrap(), 2);
-    sqlx::raw_sql("DEALLOCATE ALL").execute(&db).await.unwrap();
-    assert_eq!(read().fetch_one(&db).await.unwrap(), 2);
-}
+const LEAK_AFTER: Duration = Duration::from_millis(100);
 
-#[tokio::test]
-async fn recycling_replaces_the_connections_that_are_idle_and_then_those_that_come_back() {
-    let Some(server) = Postgres::start() else {
-        return;
-    };
-    let url = format!("postgres://postgres@127.0.0.1:{}/postgres", server.port());
-    let db: PgDb = Config::new(url).connect().await.unwrap();
-    let pid = || sqlx::query_scalar::<_, i32>("SELECT pg_backend_pid()");
-    let mut held = db.acquire().await.unwrap();
-    let old: i32 = pid().fetch_one(&mut *held).await.unwrap();
-    let idle = pid().fetch_one(&db).await.unwrap();
-    db.recycle().await;
-    let new = pid().fetch_one(&db).await.unwrap();
-    assert_ne!(new, idle);
-    drop(held);
-    let gone = async {
-        let lives = "SELECT count(*) FROM pg_stat_activity WHERE pid = $1";
-        while sqlx::query_scalar::<_, i64>(lives)
-            .bind(old)
-            .fetch_one(&db)
-            .await
-            .unwrap()
-            > 0
-        {
-            sleep(20 * MS).await;
-        }
-    };
-    timeout(Duration::from_secs(5), gone)
-        .await
-        .expect("it is closed");
-}
+/// So long that whoever looks after leaks has looked twice.
+const LONG: Duration = Duration::from_millis(600);

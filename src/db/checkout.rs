@@ -192,7 +192,7 @@ impl<DB: Driver> Inner<DB> {
                 self.book.disconnected();
                 let silent = || {
                     let waited = time::now().saturating_duration_since(started);
-                    let silent = format!("the connection did not answer within {waited:.1?}");
+                    let silent = format!("the connection did not answer within {waited:.0?}");
                     io::Error::new(io::ErrorKind::TimedOut, silent).into()
                 };
                 Err(failed.and_then(Result::err).unwrap_or_else(silent))

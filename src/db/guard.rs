@@ -49,6 +49,8 @@ pub struct Lease<DB: Driver> {
     state: State,
     /// Whether a transaction of ours is open on it.
     in_transaction: bool,
+    /// Whether that was told to change nothing.
+    pub(super) read_only: bool,
     started: Instant,
 }
 
@@ -93,6 +95,7 @@ impl<DB: Driver> Lease<DB> {
             key,
             state: State::Clean,
             in_transaction: false,
+            read_only: false,
             started: now,
         }
     }
@@ -245,6 +248,15 @@ impl<DB: Driver> Lease<DB> {
         if !direct && phase == Phase::Statement && verdict.kind == Kind::Unavailable {
             // Whose end a pooler reports can't be told.
             return classify::lost(phase);
+        }
+        let code = error.as_database_error().and_then(|error| error.code());
+        if self.read_only && code.as_deref() == Some("25006") {
+            return DbVerdict {
+                kind: Kind::Invalid,
+                fate: Fate::Keep,
+                why: "it is the transaction that is read-only, not the server",
+                ..verdict
+            };
         }
         verdict
     }

@@ -33,7 +33,7 @@ impl Backend for Postgres {
         Box::pin(async move {
             // Outside of a transaction the two are the same instant.
             const WHO: &str = "SELECT pg_backend_pid(), now() = statement_timestamp()";
-            let mut refused = no_answer();
+            let mut refused = None;
             for _ in 0..4 {
                 let row = match ask(connection, WHO).await {
                     Ok(Some(row)) => row,
@@ -43,10 +43,11 @@ impl Backend for Postgres {
                         if error.code().as_deref() == Some("25P02") {
                             ask(connection, "ROLLBACK").await?;
                         }
-                        refused = sqlx::Error::Database(error);
+                        refused = Some(sqlx::Error::Database(error));
                         continue;
                     }
-                    Err(error) => return Err(error),
+                    // After its last word there is only silence.
+                    Err(error) => return Err(refused.unwrap_or(error)),
                 };
                 let (pid, outside): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
                 if outside {
@@ -57,7 +58,7 @@ impl Backend for Postgres {
                 }
                 ask(connection, "ROLLBACK").await?;
             }
-            Err(refused)
+            Err(refused.unwrap_or_else(no_answer))
         })
     }
 

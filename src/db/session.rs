@@ -129,7 +129,8 @@ impl<DB: Driver> AtHand<DB> {
 
     /// Keeps one that is well; hands it back where it is time that the pool looks after it.
     pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Option<Session<DB>> {
-        if !self.is_current(&session) || now.saturating_duration_since(session.taken) >= OURS_FOR {
+        let is_old = now.saturating_duration_since(session.taken) >= OURS_FOR;
+        if !self.is_current(&session) || self.is_retired(&session) || is_old {
             return Some(session);
         }
         session.used = now;

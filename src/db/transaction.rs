@@ -86,6 +86,8 @@ impl TransactionOptions {
     }
 
     /// It changes nothing. Its COMMIT can't be in doubt.
+    ///
+    /// SQLite does not see to it that it doesn't; the others do.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
@@ -496,6 +498,7 @@ impl<DB: Driver> Open<DB> {
         attempt: u32,
     ) -> Result<Self, Judged<sqlx::Error>> {
         let limits = lease.inner().limits(time::now());
+        lease.read_only = options.read_only;
         lease.begins(None);
         let begun = DB::begin(lease.connection(), options, limits).await;
         let begun = lease.ended(begun, Phase::Transaction).await;

@@ -29,6 +29,7 @@ use steadfast::{
     Event, Observer, Rejected,
     breaker::WhenOpen,
     db::{PgDb, TransactionError},
+    retry::Budget,
 };
 use tokio::{
     task::{JoinSet, block_in_place},
@@ -239,12 +240,14 @@ pub async fn run(way: Way, settings: Settings) -> Option<Report> {
         let step = settings.transfers * 19 / 20 * done as u64 / acts.len() as u64;
         transfers.keep_step(step + 2 * settings.workers as u64);
         transfers.reach(step).await;
-        eprintln!(
-            "{:?} {done} {act:?} ended={} next={}",
-            started.elapsed(),
-            transfers.ended.load(Ordering::Relaxed),
-            transfers.next.load(Ordering::Relaxed)
-        );
+        if std::env::var_os("LED").is_some() {
+            eprintln!(
+                "{:?} {done} {act:?} ended={} next={}",
+                started.elapsed(),
+                transfers.ended.load(Ordering::Relaxed),
+                transfers.next.load(Ordering::Relaxed)
+            );
+        }
         arsonist.act(*act).await;
     }
     transfers.keep_step(u64::MAX);
@@ -263,14 +266,18 @@ pub async fn run(way: Way, settings: Settings) -> Option<Report> {
     Some(report)
 }
 
+/// A transfer would rather take a minute than fail, and there are few that could make a crowd of retries.
 fn open(pool: &PgPool, log: &Arc<Log>) -> PgDb {
+    let budget = Budget::builder().ratio(1.0).floor(100.0, 1_000);
     PgDb::builder(pool.clone())
         .name("ledger")
         .deadline(DEADLINE)
         .when_open(WhenOpen::Wait { queue: 10_000 })
+        .attempts(20)
+        .budget(&budget.build().expect(IN_RANGE))
         .observer(Arc::clone(log))
         .build()
-        .expect("the settings are in range")
+        .expect(IN_RANGE)
 }
 
 #[derive(Clone)]
@@ -341,17 +348,18 @@ impl Transfer {
                 .bind(account)
                 .bind(amount)
         };
-        let note = |account: i32, amount: i64| {
-            sqlx::query("INSERT INTO ledger (transfer, account, amount) VALUES ($1, $2, $3)")
-                .bind(self.id)
-                .bind(account)
-                .bind(amount)
+        let note = |sql: &'static str, account: i32, amount: i64| {
+            sqlx::query(sql).bind(self.id).bind(account).bind(amount)
         };
+        let first = "INSERT INTO ledger (transfer, account, amount) VALUES ($1, $2, $3)";
+        // Something takes its time, or hardly anybody would be met in a statement.
+        let last =
+            "INSERT INTO ledger (transfer, account, amount) SELECT $1, $2, $3 FROM pg_sleep(0.01)";
         [
             change(self.from, -self.amount),
-            note(self.from, -self.amount),
+            note(first, self.from, -self.amount),
             change(self.to, self.amount),
-            note(self.to, self.amount),
+            note(last, self.to, self.amount),
         ]
     }
 }
@@ -499,7 +507,8 @@ impl Arsonist {
     async fn act(&mut self, act: Act) {
         match act {
             Act::Kill => {
-                while !self.transfers.are_over() {
+                let until = Instant::now() + GIVE_UP;
+                while !self.transfers.are_over() && Instant::now() < until {
                     match self.kill().await {
                         Kill::Met => {
                             self.fire.kills += 1;
@@ -545,7 +554,8 @@ impl Arsonist {
     async fn until_counted(&self, fault: Fault, count: fn(&Counts) -> usize) -> bool {
         let before = count(&self.proxy.counts());
         let happened = || count(&self.proxy.counts()) > before;
-        while !happened() && !self.transfers.are_over() {
+        let give_up = Instant::now() + GIVE_UP;
+        while !happened() && !self.transfers.are_over() && Instant::now() < give_up {
             self.proxy.set(fault);
             let until = Instant::now() + PATIENCE;
             // The connection that took it may be lost before its answer comes.
@@ -698,6 +708,11 @@ const OUT_OF_STEP: Duration = Duration::from_millis(50);
 
 /// How long one try of an act may take.
 const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an act may take; then the fire was too mild.
+const GIVE_UP: Duration = Duration::from_secs(30);
+
+const IN_RANGE: &str = "the settings are in range";
 
 const APPLICATION: &str = "ledger";
 
