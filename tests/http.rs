@@ -46,7 +46,10 @@ use tokio::{
     time::{Instant, advance, sleep, timeout},
 };
 use tokio_test::{assert_pending, assert_ready, task};
-use tower::{BoxError, Layer, Service, ServiceBuilder, ServiceExt, service_fn};
+use tower::{
+    BoxError, Layer, Service, ServiceBuilder, ServiceExt, layer::util::Identity,
+    limit::GlobalConcurrencyLimitLayer, service_fn,
+};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -893,6 +896,19 @@ async fn only_what_may_be_sent_twice_is_repeated_after_an_answer_that_hides_what
         assert_eq!(remote.calls(), calls, "{method} {headers:?}");
         let status = answer.unwrap().status();
         assert_eq!(status == 200, calls == 2, "{method} {headers:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_service_for_both_methods_reserves_nothing_in_the_one_that_it_does_not_call() {
+    let remote = Remote::new([response(200, ())]);
+    let by_method = ByMethod::new(GlobalConcurrencyLimitLayer::new(1), Identity::new());
+    let mut client = by_method.layer(remote.service());
+    let mut other = client.clone();
+    for (client, method) in [(&mut client, Method::POST), (&mut other, Method::GET)] {
+        let call = async { client.ready().await?.call(asks_for(method, &[])).await };
+        let answer = timeout(SECOND, call).await.expect("a place is free");
+        assert_eq!(answer.unwrap().status(), 200);
     }
 }
 

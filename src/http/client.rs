@@ -1,7 +1,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use http::{HeaderMap, Request};
@@ -10,7 +10,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{deadline_header::Form, is_idempotent};
-use crate::{ambient, time};
+use crate::{ambient, ready::ReadyCall, time};
 
 /// Tells the server how much time is left, by a header of each request.
 ///
@@ -155,7 +155,7 @@ where
     }
 }
 
-/// The service that [`ByMethod`] makes. Ready when both of its own are.
+/// The service that [`ByMethod`] makes. Always ready; holds nothing between calls.
 #[derive(Clone, Copy, Debug)]
 pub struct ByMethodService<I, O> {
     idempotent: I,
@@ -164,25 +164,25 @@ pub struct ByMethodService<I, O> {
 
 impl<I, O, B> Service<Request<B>> for ByMethodService<I, O>
 where
-    I: Service<Request<B>>,
-    O: Service<Request<B>, Response = I::Response, Error = I::Error>,
+    I: Service<Request<B>> + Clone,
+    O: Service<Request<B>, Response = I::Response, Error = I::Error> + Clone,
 {
     type Response = I::Response;
     type Error = I::Error;
-    type Future = ByMethodFuture<I::Future, O::Future>;
+    type Future = ByMethodFuture<I, O, Request<B>>;
 
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
-        ready!(self.idempotent.poll_ready(cx))?;
-        self.other.poll_ready(cx)
+    /// Which of its services will be called is not known yet: to ready both would reserve a place in one for nothing.
+    fn poll_ready(&mut self, _cx: &mut Context<'_>) -> Poll<Result<(), I::Error>> {
+        Poll::Ready(Ok(()))
     }
 
     fn call(&mut self, request: Request<B>) -> Self::Future {
         let state = if is_idempotent(request.method(), request.headers()) {
-            let future = self.idempotent.call(request);
-            Either::Idempotent { future }
+            let call = ReadyCall::begin(&mut self.idempotent, request);
+            State::Idempotent { call }
         } else {
-            let future = self.other.call(request);
-            Either::Other { future }
+            let call = ReadyCall::begin(&mut self.other, request);
+            State::Other { call }
         };
         ByMethodFuture { state }
     }
@@ -192,35 +192,41 @@ pin_project! {
     /// The future of a [`ByMethodService`].
     ///
     /// # Cancel safety
-    /// That of the layer that it was sent through.
-    #[derive(Debug)]
+    /// That of the layer that the request was sent through.
     #[must_use = "futures do nothing unless polled"]
-    pub struct ByMethodFuture<I, O> {
+    pub struct ByMethodFuture<I, O, Req>
+    where
+        I: Service<Req>,
+        O: Service<Req>,
+    {
         #[pin]
-        state: Either<I, O>,
+        state: State<I, O, Req>,
     }
 }
 
 pin_project! {
-    #[derive(Debug)]
-    #[project = EitherProj]
-    enum Either<I, O> {
-        Idempotent { #[pin] future: I },
-        Other { #[pin] future: O },
+    #[project = StateProj]
+    enum State<I, O, Req>
+    where
+        I: Service<Req>,
+        O: Service<Req>,
+    {
+        Idempotent { #[pin] call: ReadyCall<I, Req> },
+        Other { #[pin] call: ReadyCall<O, Req> },
     }
 }
 
-impl<I, O> Future for ByMethodFuture<I, O>
+impl<I, O, Req> Future for ByMethodFuture<I, O, Req>
 where
-    I: Future,
-    O: Future<Output = I::Output>,
+    I: Service<Req>,
+    O: Service<Req, Response = I::Response, Error = I::Error>,
 {
-    type Output = I::Output;
+    type Output = Result<I::Response, I::Error>;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<I::Output> {
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         match self.project().state.project() {
-            EitherProj::Idempotent { future } => future.poll(cx),
-            EitherProj::Other { future } => future.poll(cx),
+            StateProj::Idempotent { call } => call.poll_or_refuse(None, cx),
+            StateProj::Other { call } => call.poll_or_refuse(None, cx),
         }
     }
 }
