@@ -206,8 +206,12 @@ macro_rules! contenders {
 
             async fn plain(pool: &$pool, workload: Workload) -> Result<(), sqlx::Error> {
                 match workload {
-                    Workload::Select => drop(sqlx::query("SELECT 1").fetch_one(pool).await?),
-                    Workload::Insert => drop(sqlx::query($insert).bind(1).execute(pool).await?),
+                    Workload::Select => {
+                        sqlx::query("SELECT 1").fetch_one(pool).await?;
+                    }
+                    Workload::Insert => {
+                        sqlx::query($insert).bind(1).execute(pool).await?;
+                    }
                     Workload::Transaction => {
                         let mut tx = pool.begin().await?;
                         for value in 0..3 {
@@ -222,8 +226,12 @@ macro_rules! contenders {
             async fn ours(&self, workload: Workload) -> Result<(), sqlx::Error> {
                 let db = &self.db;
                 match workload {
-                    Workload::Select => drop(sqlx::query("SELECT 1").fetch_one(db).await?),
-                    Workload::Insert => drop(sqlx::query($insert).bind(1).execute(db).await?),
+                    Workload::Select => {
+                        sqlx::query("SELECT 1").fetch_one(db).await?;
+                    }
+                    Workload::Insert => {
+                        sqlx::query($insert).bind(1).execute(db).await?;
+                    }
                     Workload::Transaction => {
                         let three = db.transaction(|mut tx| async move {
                             for value in 0..3 {

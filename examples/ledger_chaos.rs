@@ -34,6 +34,9 @@ async fn main() -> Result<ExitCode, sqlx::Error> {
         }
     }
     for way in [Way::Steadfast, Way::Naive] {
+        if env::var("ONLY").is_ok_and(|only| only != format!("{way:?}")) {
+            continue;
+        }
         let report = ledger::run(way, settings).await.unwrap();
         println!("{way:?}: {}", report.fire);
         println!(

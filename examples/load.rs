@@ -1,14 +1,14 @@
 //! The wall: hundreds of clients on twenty connections, with steadfast and with sqlx's pool alone.
 //!
 //! It starts a PostgreSQL of its own. Every statement takes the server 10 ms. Each client makes its next call when the last one is over.
-//! The contenders take turns of a few seconds, so that what else the machine does troubles all of them.
+//! The contenders take turns of two seconds, of which the middle one counts, so that what else the machine does troubles all of them the same.
 //!
 //! | mode | the calls | bounds |
 //! |---|---|---|
 //! | basic | reads | none fails; 0.95 × the throughput of sqlx at its best; p99 at most 1.2 × clients ÷ throughput |
 //! | stress | writes | the same |
 //! | mixed | four reads to one transaction | the same |
-//! | recovery | reads, while the server is stopped for a second | only calls fail whose deadline passed meanwhile |
+//! | recovery | reads, while the server is stopped for half a second | only calls fail whose deadline passed meanwhile |
 //!
 //! How a bare pool does depends on its acquire timeout. It is measured with 2 s and 30 s, of which the better one counts, and with 0.5 s.
 //!
@@ -35,6 +35,7 @@ mod server;
 use std::{
     collections::BTreeMap,
     env, fmt,
+    iter::repeat_n,
     ops::Range,
     process::ExitCode,
     sync::Arc,
@@ -52,10 +53,12 @@ use tokio::{task::JoinSet, time::sleep};
 
 const CONNECTIONS: u32 = 20;
 const DEADLINE: Duration = Duration::from_secs(2);
-const OUTAGE: Duration = Duration::from_secs(1);
+const OUTAGE: Duration = Duration::from_millis(500);
 const ROWS: i32 = 100_000;
-/// How often each contender has its turn.
-const TURNS: u32 = 4;
+/// How long one contender has its turn.
+const TURN: Duration = Duration::from_secs(2);
+/// How long the server has between two modes to notice whom it has lost.
+const SETTLE: Duration = Duration::from_secs(2);
 const THROUGHPUT: f64 = 0.95;
 const P99: f64 = 1.2;
 
@@ -165,28 +168,39 @@ impl Wall {
         prepare(server).await;
         let mut contenders = vec![Contender::steadfast(server, clients)];
         contenders.extend(ACQUIRE_TIMEOUTS.map(|timeout| Contender::bare(server, timeout)));
-        let mut tallies = vec![Tally::default(); contenders.len()];
+        let mut tallies: Vec<_> = contenders.iter().map(|_| Tally::default()).collect();
         // An outage can't be shared.
-        let turns = if mode == Mode::Recovery { 1 } else { TURNS };
-        for turn in 0..turns as usize {
-            for place in 0..contenders.len() {
-                let which = (turn + place) % contenders.len();
-                let time = arguments.time / turns;
-                let calls = load(&contenders[which], mode, clients, time);
-                if mode == Mode::Recovery {
-                    let (tally, away) = tokio::join!(calls, outage(server, time / 2));
-                    tallies[which].add(tally);
-                    tallies[which].away = Some(away);
-                } else {
-                    tallies[which].add(calls.await);
-                }
+        let turns = match mode {
+            Mode::Recovery => 1,
+            Mode::Basic | Mode::Stress | Mode::Mixed => {
+                arguments.time.div_duration_f64(TURN).ceil() as u32
             }
+        };
+        let time = arguments.time / turns;
+        let turns = turns as usize;
+        // Who gives up too early leaves a server that is busy with the connections of those who gave up: that one's turns are the last.
+        let impatient = contenders.len() - 1;
+        let rounds =
+            (0..turns).flat_map(|turn| (0..impatient).map(move |place| (turn + place) % impatient));
+        for which in rounds.chain(repeat_n(impatient, turns)) {
+            let calls = load(&contenders[which], mode, clients, time);
+            let tally = &mut tallies[which];
+            let (turn, failures) = if mode == Mode::Recovery {
+                let (calls, away) = tokio::join!(calls, outage(server, time / 2));
+                tally.away = Some(away);
+                calls
+            } else {
+                calls.await
+            };
+            tally.turns.push(turn);
+            tally.failures.extend(failures);
         }
         let names = contenders.iter().map(Contender::name);
         let tallies = names.zip(tallies).collect();
         for contender in contenders {
             contender.close().await;
         }
+        sleep(SETTLE).await;
         Self {
             mode,
             clients,
@@ -280,7 +294,7 @@ impl fmt::Display for Wall {
                 tally.failures.len(),
                 tally.quantile(0.50),
                 tally.quantile(0.99),
-                tally.quantile(1.0),
+                tally.longest(),
             )?;
             for (error, count) in tally.errors() {
                 write!(f, "\n    {count} × {error}")?;
@@ -418,19 +432,24 @@ impl Contender {
 }
 
 /// What became of a contender's calls.
-#[derive(Clone, Default)]
+#[derive(Default)]
 struct Tally {
-    /// How many succeeded before the time was over, and that time.
-    succeeded: usize,
-    time: Duration,
-    /// How long calls took that succeeded.
-    took: Vec<Duration>,
+    turns: Vec<Turn>,
     failures: Vec<Failure>,
     /// When the server was away.
     away: Option<Range<Instant>>,
 }
 
-#[derive(Clone)]
+/// The calls of one turn that succeeded.
+#[derive(Default)]
+struct Turn {
+    time: Duration,
+    /// How many were over in time.
+    in_time: usize,
+    /// How long each took, the quickest first.
+    took: Vec<Duration>,
+}
+
 struct Failure {
     began: Instant,
     error: String,
@@ -438,23 +457,26 @@ struct Failure {
 }
 
 impl Tally {
-    fn add(&mut self, other: Self) {
-        self.succeeded += other.succeeded;
-        self.time += other.time;
-        self.took.extend(other.took);
-        self.took.sort_unstable();
-        self.failures.extend(other.failures);
+    /// Calls a second, in the middle one of the turns.
+    fn throughput(&self) -> f64 {
+        middle(
+            self.turns
+                .iter()
+                .map(|turn| turn.in_time as f64 / turn.time.as_secs_f64()),
+        )
     }
 
-    fn throughput(&self) -> f64 {
-        self.succeeded as f64 / self.time.as_secs_f64()
+    /// In milliseconds, in the middle one of the turns.
+    fn quantile(&self, share: f64) -> f64 {
+        middle(self.turns.iter().map(|turn| turn.quantile(share)))
     }
 
     /// In milliseconds.
-    fn quantile(&self, share: f64) -> f64 {
-        let last = self.took.len().saturating_sub(1);
-        let took = self.took.get((last as f64 * share) as usize);
-        took.map_or(f64::NAN, |took| took.as_secs_f64() * 1_000.0)
+    fn longest(&self) -> f64 {
+        let longest = self.turns.iter().filter_map(|turn| turn.took.last());
+        longest
+            .max()
+            .map_or(f64::NAN, |took| took.as_secs_f64() * 1_000.0)
     }
 
     /// How many failed, other than by a deadline that passed while the server was away.
@@ -476,41 +498,60 @@ impl Tally {
     }
 }
 
+impl Turn {
+    /// In milliseconds.
+    fn quantile(&self, share: f64) -> f64 {
+        let last = self.took.len().saturating_sub(1);
+        let took = self.took.get((last as f64 * share) as usize);
+        took.map_or(f64::INFINITY, |took| took.as_secs_f64() * 1_000.0)
+    }
+}
+
+fn middle(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<_> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
 /// So many clients, for so long.
-async fn load(contender: &Contender, mode: Mode, clients: usize, time: Duration) -> Tally {
+async fn load(
+    contender: &Contender,
+    mode: Mode,
+    clients: usize,
+    time: Duration,
+) -> (Turn, Vec<Failure>) {
     let contender = Arc::new(contender.clone());
     let until = Instant::now() + time;
     let mut running = JoinSet::new();
     for _ in 0..clients {
         running.spawn(client(Arc::clone(&contender), mode, until));
     }
-    let mut tally = Tally {
-        time,
-        ..Tally::default()
-    };
+    let (mut all, mut failures) = (Turn::default(), Vec::new());
     while let Some(ended) = running.join_next().await {
-        let ended = ended.expect("a client does not panic");
-        tally.succeeded += ended.succeeded;
-        tally.took.extend(ended.took);
-        tally.failures.extend(ended.failures);
+        let (turn, failed) = ended.expect("a client does not panic");
+        all.in_time += turn.in_time;
+        all.took.extend(turn.took);
+        failures.extend(failed);
     }
-    tally
+    all.time = time;
+    all.took.sort_unstable();
+    (all, failures)
 }
 
-async fn client(contender: Arc<Contender>, mode: Mode, until: Instant) -> Tally {
-    let mut tally = Tally::default();
+async fn client(contender: Arc<Contender>, mode: Mode, until: Instant) -> (Turn, Vec<Failure>) {
+    let (mut turn, mut failures) = (Turn::default(), Vec::new());
     loop {
         let began = Instant::now();
         if began >= until {
-            return tally;
+            return (turn, failures);
         }
         match contender.call(mode).await {
             Ok(()) => {
                 let now = Instant::now();
-                tally.took.push(now - began);
-                tally.succeeded += usize::from(now <= until);
+                turn.took.push(now - began);
+                turn.in_time += usize::from(now <= until);
             }
-            Err(error) => tally.failures.push(Failure {
+            Err(error) => failures.push(Failure {
                 began,
                 of_deadline: matches!(
                     Rejected::of(&error),

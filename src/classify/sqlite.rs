@@ -19,6 +19,9 @@ use crate::{
 /// A snapshot that a rival has overtaken (517) never gets better inside its transaction, which must be begun
 /// again; `BEGIN IMMEDIATE` avoids it.
 ///
+/// What was interrupted (9) and commits by itself may have been committed: a progress handler is asked once
+/// more after that, and its no then comes as the answer.
+///
 /// ```
 /// use steadfast::{Kind, classify::{sqlite, Phase}};
 ///
@@ -42,7 +45,7 @@ pub(super) static TABLE: &[Row<i32>] = &[
     Row::new(6, Always(Conflict), "locked: another statement in this process holds the table"),
     Row::new(7, BeforeCommit(Overloaded), "out of memory; the statement is rolled back"),
     Row::new(8, Always(Broken), "the file can't be written"),
-    Row::new(9, BeforeCommit(TimedOut), "interrupted: the statement is rolled back"),
+    Row::new(9, Uncommitted(TimedOut), "interrupted, perhaps after the commit, when the progress handler is asked once more"),
     Row::new(10, Uncommitted(Broken), "the disk failed, perhaps after the commit was written"),
     Row::new(11, Always(Broken), "corrupt"),
     Row::new(13, Always(Broken), "the disk is full"),

@@ -21,7 +21,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, Ordering},
     },
-    task::Poll,
+    task::{Context, Poll},
     time::{Duration, Instant},
 };
 
@@ -35,7 +35,7 @@ use crate::{
     classify::{self, Phase},
     db::{
         book::Book,
-        driver::{Driver, Flags},
+        driver::{Driver, Flags, Identity, Limits},
         guard::Lease,
         lease::{Patience, Taken},
         pooler::PoolerMode,
@@ -87,6 +87,8 @@ pub(super) struct Settings {
     pub(super) lock: Duration,
     pub(super) idle_in_transaction: Duration,
     pub(super) check_interval: Duration,
+    /// What is said with each transaction, as it could not be said when connecting.
+    pub(super) check_behind: Option<Duration>,
     /// Whether to wait while the server is away, rather than to say so.
     pub(super) waits: bool,
     /// Whether sqlx asks a connection by itself before it hands it out.
@@ -116,9 +118,10 @@ impl<DB: Driver> Inner<DB> {
                 if fresh {
                     break session;
                 }
-                if let Ok(session) = self.ask(session).await {
-                    break session;
-                }
+                match self.ask(session, by).await {
+                    Ok(session) => break session,
+                    Err(error) => self.can_go_on(error, by)?,
+                };
                 continue;
             }
             let connection = self.from_pool(by).await?;
@@ -129,13 +132,14 @@ impl<DB: Driver> Inner<DB> {
             if trusted && DB::CANCELS {
                 break new;
             }
-            match self.ask(new).await {
+            match self.ask(new, by).await {
                 Ok(session) => break session,
                 Err(error) => {
+                    let verdict = classify::database(&error, Phase::Connect);
+                    let error = self.can_go_on(error, by)?;
                     strangers += 1;
                     // There were no more old ones: this one was new.
                     if strangers > self.pool.options().get_max_connections() {
-                        let verdict = classify::database(&error, Phase::Connect);
                         return Err(Judged::by(error, verdict).into());
                     }
                 }
@@ -144,31 +148,138 @@ impl<DB: Driver> Inner<DB> {
         Ok(Lease::new(self, session, hold, taken, started))
     }
 
-    /// The session, if it answers in time; else it is closed.
-    pub(super) async fn ask(&self, session: Session<DB>) -> Result<Session<DB>, sqlx::Error> {
+    /// The session, if it answers by then; else it is closed.
+    ///
+    /// Where it is silent, another connection is asked. Had that an answer, this one is dead. Had it none, the server is slow, or the pooler full: then
+    /// it would be no better to begin anew, behind all others who wait.
+    pub(super) async fn ask(
+        self: &Arc<Self>,
+        session: Session<DB>,
+        by: Instant,
+    ) -> Result<Session<DB>, sqlx::Error> {
         // Closed, should this future be dropped: an answer may be under way.
         let mut asked = Asked(Some(session));
         let session = asked.0.as_mut().expect("it is there until it answered");
-        let limit = PING.min(self.settings.acquire);
-        let answer = DB::identify(session.connection(), &self.flags);
-        match time::within(limit, answer).await {
-            Some(Ok(mut identity)) => {
-                if self.settings.pooler != PoolerMode::Direct {
-                    // The server's session behind a pooler may be another one with each transaction.
-                    identity.session = None;
+        let started = time::now();
+        let answered = {
+            let mut answer = pin!(DB::identify(session.connection(), &self.flags));
+            match time::until(by.min(started + PING), answer.as_mut()).await {
+                None if DB::CANCELS => {
+                    let mut another = pin!(time::until(by, self.answers(started)));
+                    std::future::poll_fn(|cx| match answer.as_mut().poll(cx) {
+                        Poll::Ready(answered) => Poll::Ready(Some(answered)),
+                        Poll::Pending => another.as_mut().poll(cx).map(|another| {
+                            if matches!(another, Some(Ok(()))) {
+                                // Where one is dead, others are; to ask each of them would take as long.
+                                self.drop_idle(time::now());
+                            }
+                            None
+                        }),
+                    })
+                    .await
                 }
-                self.at_hand.vouch(session, identity);
+                // Nothing lies between us and an embedded database.
+                None => time::until(by, answer).await,
+                answered => answered,
+            }
+        };
+        match answered {
+            Some(Ok(identity)) => {
+                self.at_hand.vouch(session, self.reliable(identity));
                 Ok(asked.0.take().expect("it is there until it answered"))
             }
             failed => {
                 self.book.disconnected();
                 let silent = || {
-                    let silent = format!("the connection did not answer within {limit:?}");
+                    let waited = time::now().saturating_duration_since(started);
+                    let silent = format!("the connection did not answer within {waited:.0?}");
                     io::Error::new(io::ErrorKind::TimedOut, silent).into()
                 };
                 Err(failed.and_then(Result::err).unwrap_or_else(silent))
             }
         }
+    }
+
+    /// Gives the error back of a connection that is no good, if another one may be.
+    fn can_go_on(&self, error: sqlx::Error, by: Instant) -> Result<sqlx::Error, Failed> {
+        let mut verdict = classify::database(&error, Phase::Connect);
+        let late = time::now() >= by;
+        if late && self.settings.pooler != PoolerMode::Direct {
+            // It took us in, and had no server for us.
+            verdict.kind = Kind::Overloaded;
+        }
+        if late || verdict.kind == Kind::Overloaded {
+            return Err(Judged::by(error, verdict).into());
+        }
+        Ok(error)
+    }
+
+    /// Ready once the server has answered somebody who came after `since`. One at a time, for all who wait.
+    async fn answers(self: &Arc<Self>, since: Instant) -> Result<(), sqlx::Error> {
+        let mut connection = self.admin.connection.lock().await;
+        if self.admin.has_answered(since) {
+            return Ok(());
+        }
+        let began = time::now();
+        let mut opened = self.connect().await?;
+        DB::identify(&mut opened, &self.flags).await?;
+        self.admin.answered(began);
+        self.admin.reached(time::now());
+        *connection = Some(opened);
+        self.keep_house_later(&Handle::current());
+        Ok(())
+    }
+
+    /// Closes the connections that nobody uses and that would have to be asked first.
+    pub(super) fn drop_idle(&self, now: Instant) {
+        for session in self.at_hand.doubtful(now) {
+            session.close();
+        }
+        for _ in 0..self.pool.num_idle() {
+            let Some(connection) = self.pool.try_acquire() else {
+                break;
+            };
+            drop(connection.detach());
+        }
+    }
+
+    /// What is known of a connection, as far as it stays true.
+    pub(super) fn reliable(&self, mut identity: Identity) -> Identity {
+        if self.settings.pooler != PoolerMode::Direct {
+            // The server's session behind a pooler may be another one with each transaction.
+            identity.session = None;
+        }
+        identity
+    }
+
+    /// Until when the server may be busy with a transaction that begins now.
+    pub(super) fn limits(&self, now: Instant) -> Limits {
+        let settings = &self.settings;
+        let left =
+            ambient::current().map_or(settings.deadline, |at| at.saturating_duration_since(now));
+        // The server ends a statement a little earlier than we would.
+        let left = left.saturating_sub(EARLIER);
+        Limits {
+            statement: settings.statement.min(left),
+            lock: settings.lock.min(left),
+            idle: settings.idle_in_transaction.min(left + EARLIER + IDLE),
+            check: settings.check_behind,
+        }
+    }
+
+    /// Whether a connection can be one's own for longer than a transaction.
+    pub(super) fn has_sessions(&self) -> Result<(), sqlx::Error> {
+        if !self.is_plain() {
+            return Ok(());
+        }
+        let why = "behind a pooler by transaction no connection is one's own: use `begin` or `transaction`, \
+                   or, if the pooler knows prepared statements, PoolerMode::TransactionWithPrepared";
+        Err(sqlx::Error::Configuration(why.into()))
+    }
+
+    /// Whether named statements must not be left behind on the server.
+    pub(super) fn is_plain(&self) -> bool {
+        self.settings.pooler == PoolerMode::TransactionPlain
     }
 
     /// A connection from sqlx's pool, or why there is none.
@@ -178,26 +289,36 @@ impl<DB: Driver> Inner<DB> {
     ) -> Result<PoolConnection<DB>, Failed> {
         let deadline = ambient::current();
         let by = deadline.map_or(acquire_by, |deadline| deadline.min(acquire_by));
+        let mut may_be_stuck = self.settings.pool_pings && DB::CANCELS;
         loop {
-            let why_not = {
-                let mut acquire = pin!(self.pool.acquire());
-                let mut why_not = pin!(self.why_not(by));
+            let mut why_not = pin!(self.why_not(by, may_be_stuck));
+            let why_not = loop {
+                let mut acquiring = Acquiring::new(self);
                 let either = std::future::poll_fn(|cx| {
-                    if let Poll::Ready(acquired) = acquire.as_mut().poll(cx) {
+                    if let Poll::Ready(acquired) = acquiring.poll(cx) {
                         return Poll::Ready(Ok(acquired));
                     }
                     why_not.as_mut().poll(cx).map(Err)
                 });
-                match either.await {
+                let either = either.await;
+                let in_a_hurry = by < acquire_by && matches!(either, Err(WhyNot::Full));
+                if !in_a_hurry {
+                    acquiring.end();
+                }
+                match either {
                     Ok(Ok(connection)) => return Ok(connection),
                     // Its own patience may be shorter than ours.
-                    Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => continue,
-                    Ok(Err(sqlx::Error::PoolTimedOut)) => WhyNot::Full,
-                    Ok(Err(error)) => WhyNot::Away(error),
-                    Err(why_not) => why_not,
+                    Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => {}
+                    Ok(Err(sqlx::Error::PoolTimedOut)) => break WhyNot::Full,
+                    Ok(Err(error)) => break WhyNot::Away(error),
+                    Err(why_not) => break why_not,
                 }
             };
             match why_not {
+                WhyNot::Stuck => {
+                    may_be_stuck = false;
+                    self.drop_idle(time::now());
+                }
                 WhyNot::Away(error) => self.wait_for_server(error, by).await?,
                 WhyNot::Full if by < acquire_by => {
                     return Err(Failed::Rejected(Rejected::DeadlineExceeded { sent: false }));
@@ -222,13 +343,22 @@ impl<DB: Driver> Inner<DB> {
     }
 
     /// Ready with a reason as soon as there is one, at the latest when the time is over.
-    async fn why_not(self: &Arc<Self>, by: Instant) -> WhyNot {
-        time::sleep_until((time::now() + PATIENCE).min(by)).await;
-        if let Some(Err(error)) = time::until(by, self.probe()).await {
-            return WhyNot::Away(error);
+    async fn why_not(self: &Arc<Self>, by: Instant, may_be_stuck: bool) -> WhyNot {
+        let stuck = time::now() + PATIENCE + PING;
+        loop {
+            let again = time::now() + PATIENCE;
+            time::sleep_until(again.min(by)).await;
+            if again >= by {
+                return WhyNot::Full;
+            }
+            // The server may have gone since it was last seen. The pool would not say so: it tries again, after ever longer pauses.
+            if let Some(Err(error)) = time::until(by, self.probe()).await {
+                return WhyNot::Away(error);
+            }
+            if may_be_stuck && time::now() >= stuck {
+                return WhyNot::Stuck;
+            }
         }
-        time::sleep_until(by).await;
-        WhyNot::Full
     }
 
     /// The server is away: fails with its error, unless calls are to wait and it comes back in time.
@@ -330,18 +460,20 @@ impl<DB: Driver> Inner<DB> {
             // The first call on it is over: time to learn whom to stop if the next one is dropped.
             let (inner, runtime) = (Arc::clone(self), session.runtime());
             runtime.spawn(async move {
-                if let Ok(session) = inner.ask(session).await {
+                let by = time::now() + inner.settings.acquire;
+                if let Ok(session) = inner.ask(session, by).await {
                     inner.put_at_hand(session).await;
                 }
                 drop(hold);
             });
             return;
         }
+        // A lease may be dropped outside of its runtime.
+        let runtime = session.runtime();
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => {
+            None => self.keep_house_later(&runtime),
+            Some(session) => {
                 let inner = Arc::clone(self);
-                let runtime = session.runtime();
                 runtime.spawn(async move {
                     inner.return_to_pool(session).await;
                     drop(hold);
@@ -352,8 +484,8 @@ impl<DB: Driver> Inner<DB> {
 
     pub(super) async fn put_at_hand(self: &Arc<Self>, session: Session<DB>) {
         match self.at_hand.keep(session, time::now()) {
-            Ok(()) => self.keep_house_later(&Handle::current()),
-            Err(session) => self.return_to_pool(session).await,
+            None => self.keep_house_later(&Handle::current()),
+            Some(session) => self.return_to_pool(session).await,
         }
     }
 
@@ -448,10 +580,55 @@ type Ask<DB, A, T> = for<'e> fn(
     &'e A,
 ) -> BoxFuture<'e, Result<T, sqlx::Error>>;
 
+/// The pool is getting a connection. Dropped, it goes on for a while: closed half made, connections would never be there for callers in a hurry.
+struct Acquiring<DB: Driver> {
+    // `None` once it is over.
+    future: Option<BoxFuture<'static, Result<PoolConnection<DB>, sqlx::Error>>>,
+    inner: Arc<Inner<DB>>,
+    hold: Option<limit::Hold>,
+}
+
+impl<DB: Driver> Acquiring<DB> {
+    fn new(inner: &Arc<Inner<DB>>) -> Self {
+        Self {
+            future: Some(Box::pin(inner.pool.acquire())),
+            inner: Arc::clone(inner),
+            hold: limit::hold(),
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Result<PoolConnection<DB>, sqlx::Error>> {
+        let future = self.future.as_mut().expect("it is polled until it is over");
+        future.as_mut().poll(cx)
+    }
+
+    /// Nothing goes on.
+    fn end(&mut self) {
+        self.future = None;
+    }
+}
+
+impl<DB: Driver> Drop for Acquiring<DB> {
+    fn drop(&mut self) {
+        let (Some(future), Ok(runtime)) = (self.future.take(), Handle::try_current()) else {
+            return;
+        };
+        let (inner, hold) = (Arc::clone(&self.inner), self.hold.take());
+        runtime.spawn(async move {
+            if let Some(Ok(connection)) = time::within(GOES_ON, future).await {
+                let session = inner.at_hand.admit(connection, time::now());
+                inner.put_back(session, hold);
+            }
+        });
+    }
+}
+
 /// Why there is no connection.
 enum WhyNot {
     /// Connecting fails.
     Away(sqlx::Error),
+    /// The pool may be asking one that is dead, for which it has no limit.
+    Stuck,
     /// The time is over, and nothing is known against the server.
     Full,
 }
@@ -460,6 +637,8 @@ enum WhyNot {
 pub(super) struct Admin<DB: Driver> {
     pub(super) connection: sync::Mutex<Option<DB::Connection>>,
     reached: Mutex<Option<Instant>>,
+    /// When the last one came who had an answer.
+    answered: Mutex<Option<Instant>>,
 }
 
 impl<DB: Driver> Admin<DB> {
@@ -467,7 +646,18 @@ impl<DB: Driver> Admin<DB> {
         Self {
             connection: sync::Mutex::new(None),
             reached: Mutex::new(None),
+            answered: Mutex::new(None),
         }
+    }
+
+    /// Somebody who came then has had an answer.
+    fn answered(&self, came: Instant) {
+        *self.answered.lock().unwrap_or_else(PoisonError::into_inner) = Some(came);
+    }
+
+    fn has_answered(&self, since: Instant) -> bool {
+        let answered = *self.answered.lock().unwrap_or_else(PoisonError::into_inner);
+        answered.is_some_and(|came| came >= since)
     }
 
     fn reached(&self, now: Instant) {
@@ -548,8 +738,8 @@ fn is_fatal(error: &dyn sqlx::error::DatabaseError) -> bool {
 /// Getting a connection takes no longer where all is well.
 const PATIENCE: Duration = Duration::from_millis(100);
 
-/// A connection that does not answer so long is given up: far more than any round trip takes.
-const PING: Duration = Duration::from_secs(1);
+/// A connection that is silent for so long is doubted. A packet that was lost is sent again after a fifth of a second.
+const PING: Duration = Duration::from_millis(500);
 
 /// The least time between two looks at whether the server is back; up to twice that.
 const AWAY: Duration = Duration::from_millis(50);
@@ -557,7 +747,16 @@ const AWAY: Duration = Duration::from_millis(50);
 /// The server was reached so recently that it need not be tried.
 const BELIEVED: Duration = Duration::from_secs(1);
 
+/// Making a connection goes on for so long without anybody who waits for it.
+const GOES_ON: Duration = Duration::from_secs(1);
+
 /// The connection for questions is closed after so long.
 const ADMIN_IDLE: Duration = Duration::from_secs(10);
 
 const GOODBYE: Duration = Duration::from_millis(200);
+
+/// The server ends a statement so much earlier than its client, so that the client gets an answer.
+const EARLIER: Duration = Duration::from_millis(50);
+
+/// A transaction that we do not end for so long after its deadline is ended by the server.
+const IDLE: Duration = Duration::from_secs(1);

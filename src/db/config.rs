@@ -49,6 +49,8 @@ pub struct Config {
     preset: Preset,
     overrides: Overrides,
     pooler: Option<PoolerMode>,
+    /// Why it is this mode.
+    found: &'static str,
     name: Option<Name>,
     application_name: Option<String>,
     echo_pool: bool,
@@ -62,6 +64,7 @@ impl Config {
             preset: Preset::web(),
             overrides: Overrides::default(),
             pooler: None,
+            found: "it was told",
             name: None,
             application_name: None,
             echo_pool: false,
@@ -169,18 +172,21 @@ impl Config {
     /// `Configuration` if a setting is out of range; else why connecting failed.
     pub async fn connect<DB: Driver>(&self) -> Result<Db<DB>, sqlx::Error> {
         let db = self.connect_lazy()?;
-        match db.acquire().await {
-            Ok(_) => Ok(db),
+        let why = match db.reach().await {
+            Ok(false) if self.pooler.is_none() => "settings sent when connecting have no effect",
+            Ok(_) => return Ok(db),
             Err(error) if self.pooler.is_none() && pooler::is_refusal(&error) => {
-                let why = "it refused a session's own settings, as poolers do";
-                let told = self.clone().pooler(PoolerMode::TransactionPlain);
-                tracing::info!(mode = ?PoolerMode::TransactionPlain, why, "pooler found");
-                let db = told.connect_lazy()?;
-                db.acquire().await?;
-                Ok(db)
+                "it refuses settings when connecting"
             }
-            Err(error) => Err(error),
-        }
+            Err(error) => return Err(error),
+        };
+        let found = Self {
+            found: why,
+            ..self.clone().pooler(PoolerMode::TransactionPlain)
+        };
+        let db = found.connect_lazy()?;
+        db.reach().await?;
+        Ok(db)
     }
 
     /// Connects when the first call needs it.
@@ -276,9 +282,9 @@ impl Config {
         &self.url
     }
 
-    /// The mode that was told.
-    pub(super) fn told(&self) -> Option<PoolerMode> {
-        self.pooler
+    /// The mode that was told, and why it was.
+    pub(super) fn told(&self) -> Option<(PoolerMode, &'static str)> {
+        Some((self.pooler?, self.found))
     }
 
     pub(super) fn named(&self) -> Option<&Name> {

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicI32, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures_core::{future::BoxFuture, stream::BoxStream};
@@ -14,7 +14,7 @@ use sqlx::{Database, Either, SqlStr, database::HasStatementCache};
 
 use crate::db::{
     replay::Replay,
-    timeouts::Planned,
+    timeouts::{ConnectOptions, Planned},
     transaction::{Isolation, TransactionOptions},
 };
 
@@ -44,6 +44,9 @@ pub trait Backend:
 
     /// Whether somebody else than the connection's own client can stop what it runs.
     const CANCELS: bool;
+
+    /// Whether a connection can be used again after a statement on it was dropped.
+    const RESUMES: bool;
 
     fn execute(
         connection: &mut Self::Connection,
@@ -95,12 +98,31 @@ pub trait Backend:
         identity: &'e Identity,
     ) -> BoxFuture<'e, Result<(), sqlx::Error>>;
 
+    /// Ends a session, through another connection; whether the server is done with it.
+    fn end<'e>(
+        admin: &'e mut Self::Connection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>>;
+
     /// Begins a transaction whose statements the server ends by itself. One round trip.
     fn begin<'e>(
         connection: &'e mut Self::Connection,
         options: &'e TransactionOptions,
         limits: Limits,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>>;
+
+    /// Whether the settings in the options are in force on the connection; a pooler may have left them out.
+    fn obeys<'e>(
+        _connection: &'e mut Self::Connection,
+        _options: &'e ConnectOptions<Self>,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(async { Ok(true) })
+    }
+
+    /// What begins a transaction around a single call, within its limits.
+    fn around_call(_limits: Limits) -> SqlStr {
+        SqlStr::from_static("BEGIN")
+    }
 
     /// Commits; an error if the server turned that into a rollback. One round trip.
     fn commit(connection: &mut Self::Connection) -> BoxFuture<'_, Result<(), sqlx::Error>>;
@@ -126,6 +148,8 @@ pub type Steps<'e, DB> = BoxStream<
 pub struct Identity {
     /// The server's number for the session, where it has one and it can be relied on.
     pub(super) session: Option<i64>,
+    /// When it had it. A server that started later knows another one by that number, or none.
+    pub(super) since: Option<Instant>,
     /// What stops a statement of an embedded database.
     pub(super) stop: Option<Arc<AtomicBool>>,
 }
@@ -136,6 +160,8 @@ pub struct Limits {
     pub(super) statement: Duration,
     pub(super) lock: Duration,
     pub(super) idle: Duration,
+    /// How often the server looks whether its client is still there, where that was not said when connecting.
+    pub(super) check: Option<Duration>,
 }
 
 /// How to ask for a transaction's fate later.
@@ -145,6 +171,9 @@ pub struct Trace {
     pub(super) session: i64,
     /// The history that the server writes; another one after a failover.
     pub(super) timeline: String,
+    /// When it began and when the server had been started, in microseconds of the server's clock.
+    pub(super) began: i64,
+    pub(super) started: i64,
 }
 
 /// What became of a transaction.

@@ -11,7 +11,7 @@ use crate::{
         Db,
         driver::{Driver, Steps},
         generate::{Generated, generate},
-        guard::{Lease, RunOn, State},
+        guard::{Lease, RunOn},
         replay::Replay,
         verdict::{Failed, Judged, run},
     },
@@ -197,10 +197,18 @@ where
         let sql = sql.clone();
         async move {
             let mut lease = db.checkout().await?;
+            let wraps = lease.is_plain();
+            if wraps {
+                lease.enter().await?;
+            }
             // It changes nothing on the server.
             lease.begins(Some(&sql));
             let prepared = DB::prepare(lease.connection(), sql, parameters).await;
-            Ok(lease.ended(prepared, Phase::Transaction).await?)
+            let prepared = lease.ended(prepared, Phase::Transaction).await;
+            if wraps {
+                lease.leave(prepared.is_ok()).await?;
+            }
+            Ok(prepared?)
         }
     };
     run(db.shield(), attempt).await
@@ -216,9 +224,17 @@ where
         let sql = sql.clone();
         async move {
             let mut lease = db.checkout().await?;
+            let wraps = lease.is_plain();
+            if wraps {
+                lease.enter().await?;
+            }
             lease.begins(Some(&sql));
             let described = DB::describe(lease.connection(), sql).await;
-            Ok(lease.ended(described, Phase::Transaction).await?)
+            let described = lease.ended(described, Phase::Transaction).await;
+            if wraps {
+                lease.leave(described.is_ok()).await?;
+            }
+            Ok(described?)
         }
     };
     run(db.shield(), attempt).await
@@ -269,12 +285,9 @@ fn cursor<DB: Driver>(
     query: Replay<DB>,
 ) -> Generated<'static, Step<DB>, Judged<sqlx::Error>> {
     generate(move |mut out| async move {
-        let plain = lease.is_plain();
-        let (query, phase) = if plain {
-            lease
-                .run(Replay::raw("BEGIN"), Phase::Transaction, DB::execute)
-                .await?;
-            lease.set_in_transaction(true);
+        let wraps = lease.wraps(&query);
+        let (query, phase) = if wraps {
+            lease.enter().await?;
             (query.unprepared(), Phase::Transaction)
         } else {
             (query, Phase::Statement)
@@ -296,12 +309,11 @@ fn cursor<DB: Driver>(
         };
         let phase = if delivered { Phase::Commit } else { phase };
         let result = lease.ended(result, phase).await;
-        if plain && lease.state() != State::Lost {
-            let end = if result.is_ok() { "COMMIT" } else { "ROLLBACK" };
-            lease
-                .run(Replay::raw(end), Phase::Commit, DB::execute)
-                .await?;
-            lease.set_in_transaction(false);
+        if wraps {
+            let left = lease.leave(result.is_ok()).await;
+            if result.is_ok() {
+                left?;
+            }
         }
         let kind = result
             .as_ref()

@@ -1,7 +1,7 @@
 //! One connection in somebody's hands.
 
 use std::{
-    fmt,
+    fmt, io,
     ops::{Deref, DerefMut},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,13 +29,15 @@ use crate::{
 
 /// A connection of a [`Db`](super::Db), and the slot that goes with it.
 ///
-/// It derefs to sqlx's connection: `query.fetch_one(&mut *lease)`. Dropped, it is cleaned and can be used by the next: a statement that still
-/// runs is stopped on the server, a transaction that was left open is rolled back. Until then nobody else gets its slot.
+/// `&mut lease` is an sqlx `Executor`. It also derefs to sqlx's connection, for functions that take nothing else; what is done there is not seen.
+///
+/// Dropped, it is cleaned and can be used by the next: a statement that still runs is stopped on the server, a transaction that was left open is rolled
+/// back. Until then nobody else gets its slot.
 ///
 /// ```no_run
 /// # async fn example(db: steadfast::db::PgDb) -> Result<(), sqlx::Error> {
 /// let mut lease = db.acquire().await?;
-/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut *lease).await?;
+/// sqlx::query("SET LOCAL work_mem = '64MB'").execute(&mut lease).await?;
 /// # Ok(()) }
 /// ```
 pub struct Lease<DB: Driver> {
@@ -47,6 +49,8 @@ pub struct Lease<DB: Driver> {
     state: State,
     /// Whether a transaction of ours is open on it.
     in_transaction: bool,
+    /// Whether that was told to change nothing.
+    pub(super) read_only: bool,
     started: Instant,
 }
 
@@ -57,6 +61,8 @@ pub(super) enum State {
     Clean,
     /// Nothing of ours runs on it; a transaction may be open.
     Doubtful,
+    /// Somebody had it without our seeing what for: a statement may run on it, and a transaction be open.
+    Untracked,
     /// A statement runs on it.
     Busy,
     /// It is of no use any more.
@@ -89,6 +95,7 @@ impl<DB: Driver> Lease<DB> {
             key,
             state: State::Clean,
             in_transaction: false,
+            read_only: false,
             started: now,
         }
     }
@@ -99,11 +106,10 @@ impl<DB: Driver> Lease<DB> {
         query: Replay<DB>,
         run: RunOn<DB, T>,
     ) -> Result<T, Judged<sqlx::Error>> {
-        let result = match self.inner.settings.pooler {
-            PoolerMode::TransactionPlain => self.wrapped(query, run).await,
-            PoolerMode::Direct | PoolerMode::TransactionWithPrepared => {
-                self.run(query, Phase::Statement, run).await
-            }
+        let result = if self.wraps(&query) {
+            self.wrapped(query, run).await
+        } else {
+            self.run(query, Phase::Statement, run).await
         };
         let kind = result
             .as_ref()
@@ -118,26 +124,50 @@ impl<DB: Driver> Lease<DB> {
         query: Replay<DB>,
         run: RunOn<DB, T>,
     ) -> Result<T, Judged<sqlx::Error>> {
-        self.run(Replay::raw("BEGIN"), Phase::Transaction, DB::execute)
-            .await?;
-        self.in_transaction = true;
+        self.enter().await?;
         let answer = self.run(query.unprepared(), Phase::Transaction, run).await;
-        let end = match &answer {
-            Ok(_) => "COMMIT",
-            Err(_) => "ROLLBACK",
-        };
+        let left = self.leave(answer.is_ok()).await;
+        let answer = answer?;
+        left.map(|()| answer)
+    }
+
+    /// Whether a query needs a transaction around it that it did not ask for. What is sent as a text takes one round trip, and meets one server anyway.
+    pub(super) fn wraps(&self, query: &Replay<DB>) -> bool {
+        self.is_plain() && !query.is_text()
+    }
+
+    /// Begins a transaction around one call.
+    pub(super) async fn enter(&mut self) -> Result<(), Judged<sqlx::Error>> {
+        // Should it fail, nobody knows how much of it was done.
+        self.in_transaction = true;
+        let begin = DB::around_call(self.inner.limits(time::now()));
+        self.run(Replay::raw(begin), Phase::Transaction, DB::execute)
+            .await
+            .map(drop)
+    }
+
+    /// Ends the transaction around one call, unless it went with its connection.
+    pub(super) async fn leave(&mut self, commits: bool) -> Result<(), Judged<sqlx::Error>> {
         if self.state == State::Lost {
-            return answer;
+            return Ok(());
         }
-        let ended = self.run(Replay::raw(end), Phase::Commit, DB::execute).await;
-        if ended.is_ok() {
-            self.in_transaction = false;
-            self.state = State::Clean;
+        self.forget_statements().await?;
+        let end = if commits { "COMMIT" } else { "ROLLBACK" };
+        self.run(Replay::raw(end), Phase::Commit, DB::execute)
+            .await?;
+        self.set_in_transaction(false);
+        Ok(())
+    }
+
+    /// Leaves no named statement behind on a server where the next transaction is a stranger's.
+    pub(super) async fn forget_statements(&mut self) -> Result<(), Judged<sqlx::Error>> {
+        if !self.is_plain() || self.session().connection().cached_statements_size() == 0 {
+            return Ok(());
         }
-        match answer {
-            Ok(answer) => ended.map(|_| answer),
-            failed => failed,
-        }
+        self.run_with(Phase::Transaction, |connection| {
+            Box::pin(connection.clear_cached_statements())
+        })
+        .await
     }
 
     /// Runs a statement, and judges by it what becomes of the connection.
@@ -219,6 +249,15 @@ impl<DB: Driver> Lease<DB> {
             // Whose end a pooler reports can't be told.
             return classify::lost(phase);
         }
+        let code = error.as_database_error().and_then(|error| error.code());
+        if self.read_only && code.as_deref() == Some("25006") {
+            return DbVerdict {
+                kind: Kind::Invalid,
+                fate: Fate::Keep,
+                why: "it is the transaction that is read-only, not the server",
+                ..verdict
+            };
+        }
         verdict
     }
 
@@ -261,7 +300,7 @@ impl<DB: Driver> Lease<DB> {
 
     /// Whether named statements must not be left behind on the server.
     pub(super) fn is_plain(&self) -> bool {
-        self.inner.settings.pooler == PoolerMode::TransactionPlain
+        self.inner.is_plain()
     }
 
     pub(super) fn state(&self) -> State {
@@ -278,7 +317,9 @@ impl<DB: Driver> Lease<DB> {
 
     /// The connection, of which nothing is known from here on.
     pub(super) fn untracked(&mut self) -> &mut DB::Connection {
-        self.state = State::Busy;
+        if self.state != State::Busy || DB::RESUMES {
+            self.state = State::Untracked;
+        }
         self.session().connection()
     }
 
@@ -291,6 +332,48 @@ impl<DB: Driver> Lease<DB> {
 
     fn session(&mut self) -> &mut Session<DB> {
         self.session.as_mut().expect(HELD)
+    }
+}
+
+/// A connection whose user runs statements through us.
+pub(super) struct Tracked<'l, DB: Driver> {
+    pub(super) lease: &'l mut Lease<DB>,
+}
+
+impl<DB: Driver> Tracked<'_, DB> {
+    pub(super) async fn statement<T>(
+        &mut self,
+        query: Replay<DB>,
+        run_on: RunOn<DB, T>,
+    ) -> Result<T, sqlx::Error> {
+        let query = self.ready(query).await?;
+        self.lease.begins(Some(query.text()));
+        let result = run_on(self.lease.connection(), query).await;
+        self.saw(result).await
+    }
+
+    /// The query, if the connection can take one.
+    pub(super) async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        let lost = match self.lease.state {
+            State::Busy if !DB::RESUMES => "a statement was dropped on it before it had ended",
+            State::Lost => "it was lost",
+            _ => return Ok(query),
+        };
+        let lost = format!("the connection can't be used any more: {lost}");
+        Err(io::Error::new(io::ErrorKind::NotConnected, lost).into())
+    }
+
+    /// Takes note of how a statement ended.
+    pub(super) async fn saw<T>(
+        &mut self,
+        result: Result<T, sqlx::Error>,
+    ) -> Result<T, sqlx::Error> {
+        let ended = self.lease.ended(result, Phase::Statement).await;
+        if self.lease.state == State::Clean {
+            // It may have been a BEGIN.
+            self.lease.state = State::Doubtful;
+        }
+        ended.map_err(|judged| judged.error)
     }
 }
 
@@ -323,7 +406,7 @@ impl<DB: Driver> Drop for Lease<DB> {
                 self.inner.book.close(self.key, &self.inner.reporter);
                 session.close();
             }
-            State::Doubtful | State::Busy => {
+            State::Doubtful | State::Untracked | State::Busy => {
                 reaper::reap(&self.inner, session, hold, self.key, self.state);
             }
         }

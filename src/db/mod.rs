@@ -75,6 +75,7 @@
 //! - Connections that were used in the last half second are kept at hand, so the pool counts them as in use.
 
 mod book;
+mod builder;
 mod checkout;
 mod config;
 #[cfg(feature = "postgres")]
@@ -105,7 +106,7 @@ mod verdict;
 use std::{
     fmt,
     panic::Location,
-    sync::{Arc, atomic::AtomicBool, atomic::Ordering},
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
@@ -115,17 +116,8 @@ use sqlx::Pool;
 
 #[cfg(feature = "postgres")]
 pub use self::diagnose::{Blocked, Diagnosis, Session, diagnose, terminate_idle};
-use self::{
-    book::Book,
-    checkout::{Admin, Inner, Settings, Shields},
-    driver::Flags,
-    lease::{Patience, Taken},
-    session::AtHand,
-    timeouts::Plan,
-    transaction::transact,
-    verdict::{Failed, Guarded, Judged, Told, run},
-};
 pub use self::{
+    builder::Builder,
     checkout::PoolFull,
     config::Config,
     driver::Driver,
@@ -135,16 +127,19 @@ pub use self::{
     stats::{Health, Level, Reason, Stats},
     transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
 };
+use self::{
+    checkout::Inner,
+    lease::Taken,
+    transaction::transact,
+    verdict::{Failed, Guarded, Judged, run},
+};
 pub use crate::event::{Activity, LeaseReport};
 use crate::{
-    breaker::{Breaker, WhenOpen},
+    breaker::Breaker,
     classify::{self, Phase},
-    error::{ConfigError, Wrapped},
-    event::{Name, Observer, Reporter, State},
+    event::{Name, State},
     kind::Kind,
     limit::ConcurrencyLimiter,
-    retry::{Budget, Retry},
-    shield::Shield,
     time,
 };
 
@@ -184,7 +179,8 @@ enum Repeat {
 impl<DB: Driver> Db<DB> {
     /// Stands in front of a pool, with the defaults of [`Preset::web`].
     ///
-    /// The pool stays as it is. Its size is the number of slots.
+    /// The pool stays as it is. Its size is the number of slots. A connection that was not used for half a second is asked whether it is alive; where the pool
+    /// asks too (`test_before_acquire`), that is one round trip more than is needed. A [`Config`] makes a pool that does not.
     ///
     /// # Panics
     /// Where the pool's maximum is 0 or over a million connections.
@@ -195,21 +191,7 @@ impl<DB: Driver> Db<DB> {
 
     /// The settings of a `Db` in front of a pool.
     pub fn builder(pool: Pool<DB>) -> Builder<DB> {
-        let mut preset = Preset::web();
-        // Whoever gave the pool less patience means it.
-        preset.acquire = preset.acquire.min(pool.options().get_acquire_timeout());
-        Builder {
-            preset,
-            pool_pings: pool.options().get_test_before_acquire(),
-            base_size: pool.options().get_max_connections(),
-            pool,
-            attempt_deadline: None,
-            leak_after: Duration::from_secs(30),
-            pooler: PoolerMode::Direct,
-            breaker: None,
-            budget: None,
-            reporter: Reporter::new("db"),
-        }
+        Builder::new(pool)
     }
 
     /// This database, for calls that do no harm when they are done twice.
@@ -242,7 +224,7 @@ impl<DB: Driver> Db<DB> {
     /// a repeat may help. A connection that it leaves in the middle of something is cleaned.
     ///
     /// # Errors
-    /// The closure's own, or why there was no connection.
+    /// The closure's own, or why there was no connection; there is none in [`PoolerMode::TransactionPlain`], see there.
     ///
     /// # Panics
     /// The future, outside of a tokio runtime with time enabled.
@@ -262,6 +244,7 @@ impl<DB: Driver> Db<DB> {
         let taken = self.taken(Some(Location::caller()));
         let call = std::sync::Mutex::new(call);
         async move {
+            self.inner.has_sessions()?;
             let attempt = || {
                 let (taken, call) = (taken.clone(), &call);
                 async move {
@@ -293,7 +276,8 @@ impl<DB: Driver> Db<DB> {
     /// It is listed in [`leases`](Self::leases), and told of as a leak if it is kept for too long.
     ///
     /// # Errors
-    /// Why there was none: a refusal of ours, [`PoolFull`], or the error with which connecting fails.
+    /// Why there was none: a refusal of ours, [`PoolFull`], or the error with which connecting fails. There is none in
+    /// [`PoolerMode::TransactionPlain`], see there.
     ///
     /// # Panics
     /// The future, outside of a tokio runtime with time enabled.
@@ -306,6 +290,7 @@ impl<DB: Driver> Db<DB> {
     ) -> impl Future<Output = Result<Lease<DB>, sqlx::Error>> + Send + use<'_, DB> {
         let taken = self.taken(Some(Location::caller()));
         async move {
+            self.inner.has_sessions()?;
             let attempt = || self.inner.checkout(taken.clone());
             run(self.shield(), attempt).await
         }
@@ -462,6 +447,11 @@ impl<DB: Driver> Db<DB> {
         &self.inner.pool
     }
 
+    /// What stands between us and the server, as it was told or found out.
+    pub fn pooler(&self) -> PoolerMode {
+        self.inner.settings.pooler
+    }
+
     /// The circuit in front of the database.
     pub fn breaker(&self) -> &Breaker {
         &self.inner.breaker
@@ -507,12 +497,7 @@ impl<DB: Driver> Db<DB> {
         for session in self.inner.at_hand.drain() {
             session.close();
         }
-        for _ in 0..self.inner.pool.num_idle() {
-            let Some(connection) = self.inner.pool.try_acquire() else {
-                break;
-            };
-            drop(connection.detach());
-        }
+        self.inner.drop_idle(time::now());
     }
 
     /// Closes the pool, once what is in use has come back.
@@ -521,6 +506,21 @@ impl<DB: Driver> Db<DB> {
             session.give_back().await;
         }
         self.inner.pool.close().await;
+    }
+
+    /// Connects, and says whether the settings of the connection are in force.
+    async fn reach(&self) -> Result<bool, sqlx::Error> {
+        let attempt = || async {
+            let mut lease = self.checkout().await?;
+            if self.pooler() != PoolerMode::Direct {
+                return Ok(true);
+            }
+            let options = self.inner.pool.connect_options();
+            lease.begins(None);
+            let obeys = DB::obeys(lease.connection(), &options).await;
+            Ok(lease.ended(obeys, Phase::Transaction).await?)
+        };
+        run(self.shield(), attempt).await
     }
 
     fn view(&self, repeat: Repeat, location: &'static Location<'static>) -> Self {
@@ -643,6 +643,7 @@ impl<DB: Driver> fmt::Debug for Db<DB> {
         f.debug_struct("Db")
             .field("name", &self.inner.reporter.name())
             .field("repeat", &self.repeat)
+            .field("pooler", &self.pooler())
             .field("limiter", &self.inner.limiter)
             .field("breaker", &self.inner.breaker)
             .finish_non_exhaustive()
@@ -693,240 +694,6 @@ impl<DB: Driver> Inner<DB> {
     }
 }
 
-/// The settings of a [`Db`]; their defaults stand in [`Preset::web`].
-///
-/// ```
-/// # #[cfg(feature = "sqlite")] {
-/// use std::time::Duration;
-/// use sqlx::sqlite::SqlitePoolOptions;
-/// use steadfast::db::{Preset, SqliteDb};
-///
-/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
-/// let pool = SqlitePoolOptions::new().connect_lazy("sqlite::memory:")?;
-/// let db = SqliteDb::builder(pool)
-///     .name("orders")
-///     .preset(Preset::web().statement(Duration::from_secs(2)))
-///     .leak_after(Duration::from_secs(10))
-///     .build()?;
-/// # Ok(()) }
-/// # }
-/// ```
-#[must_use = "a builder does nothing until it is built"]
-pub struct Builder<DB: Driver> {
-    pool: Pool<DB>,
-    preset: Preset,
-    attempt_deadline: Option<Duration>,
-    leak_after: Duration,
-    pooler: PoolerMode,
-    pool_pings: bool,
-    base_size: u32,
-    breaker: Option<Breaker>,
-    budget: Option<Budget>,
-    reporter: Reporter,
-}
-
-impl<DB: Driver> Builder<DB> {
-    /// In front of a pool that is made as planned, which pings nothing by itself.
-    fn planned(plan: Plan<DB>) -> Self {
-        let pool = plan.pool.connect_lazy_with(plan.connect);
-        Self {
-            pool_pings: false,
-            base_size: plan.preset.pool_size,
-            pooler: plan.mode,
-            preset: plan.preset,
-            ..Db::builder(pool)
-        }
-    }
-
-    /// Its name in events, and that of its parts.
-    pub fn name(mut self, name: impl Into<Name>) -> Self {
-        self.reporter.rename(name.into());
-        self
-    }
-
-    /// Time limits and habits. What concerns the pool itself was settled when that was made.
-    pub fn preset(mut self, preset: Preset) -> Self {
-        self.preset = preset;
-        self
-    }
-
-    /// How long a call may take in all, queueing and every attempt included.
-    pub fn deadline(mut self, time: Duration) -> Self {
-        self.preset.deadline = Some(time);
-        self
-    }
-
-    /// How long one attempt of a statement may take.
-    ///
-    /// By default the preset's `statement` and a quarter of a second, so that the server, which has the former, answers first.
-    pub fn attempt_deadline(mut self, time: Duration) -> Self {
-        self.attempt_deadline = Some(time);
-        self
-    }
-
-    /// What happens to a call while the server is away.
-    pub fn when_open(mut self, when_open: WhenOpen) -> Self {
-        self.preset.when_open = when_open;
-        self
-    }
-
-    /// How long a connection may be held before it is told of.
-    pub fn leak_after(mut self, time: Duration) -> Self {
-        self.leak_after = time;
-        self
-    }
-
-    /// What stands between us and the server.
-    pub fn pooler(mut self, mode: PoolerMode) -> Self {
-        self.pooler = mode;
-        self
-    }
-
-    /// The breaker to share, in place of one of its own.
-    pub fn breaker(mut self, breaker: &Breaker) -> Self {
-        self.breaker = Some(breaker.clone());
-        self
-    }
-
-    /// The retry budget to share, in place of one of its own.
-    pub fn budget(mut self, budget: &Budget) -> Self {
-        self.budget = Some(budget.clone());
-        self
-    }
-
-    /// Who hears of its events and those of its parts, in place of [`Tracing`](crate::event::Tracing).
-    pub fn observer(mut self, observer: impl Observer) -> Self {
-        self.reporter.observe(observer);
-        self
-    }
-
-    /// The database.
-    ///
-    /// # Errors
-    /// Where a setting is out of range; the error names it, its value and the range.
-    pub fn build(self) -> Result<Db<DB>, ConfigError> {
-        const LEAST: Duration = Duration::from_millis(1);
-        let preset = &self.preset;
-        let deadline = preset.longest_call();
-        ConfigError::check_time("db", "deadline", deadline, LEAST)?;
-        ConfigError::check_time("db", "leak_after", self.leak_after, LEAST)?;
-        let attempt_deadline = self
-            .attempt_deadline
-            .unwrap_or(preset.statement + GRACE)
-            .min(deadline);
-        ConfigError::check_time("db", "attempt_deadline", attempt_deadline, LEAST)?;
-        // Getting a connection is over before the attempt is, so that what was not sent is known as such.
-        let acquire = preset.acquire.min(attempt_deadline.mul_f64(0.9));
-        ConfigError::check_time("db", "acquire", acquire, Duration::from_micros(1))?;
-        let slots = self.pool.options().get_max_connections();
-        let limiter = ConcurrencyLimiter::builder(slots as usize)
-            .max_wait(preset.acquire)
-            .reporter(self.reporter.clone())
-            .build()?;
-        let waits = matches!(preset.when_open, WhenOpen::Wait { .. });
-        let breaker = match self.breaker {
-            Some(breaker) => breaker,
-            None => {
-                let breaker = Breaker::builder()
-                    .when_open(preset.when_open)
-                    .reporter(self.reporter.clone());
-                // Whoever waits wants to know soon, and one connect a second harms nobody.
-                let breaker = if waits {
-                    breaker.open_for(SOON).max_open_for(10 * SOON)
-                } else {
-                    breaker
-                };
-                breaker.build()?
-            }
-        };
-        let budget = match self.budget {
-            Some(budget) => budget,
-            // A restart of the server fails what runs on every connection, once.
-            None => Budget::builder().floor(1.0, slots.max(5)).build()?,
-        };
-        let retry = |idempotent| {
-            Retry::builder()
-                .idempotent(idempotent)
-                .budget(&budget)
-                .reporter(self.reporter.clone())
-                .build()
-        };
-        let shield = |retry: Option<Retry>, attempt_deadline| {
-            let shield = Shield::builder(Wrapped(Told))
-                .deadline(deadline)
-                .attempt_deadline(attempt_deadline)
-                .breaker(&breaker)
-                .limiter(&limiter)
-                .reporter(self.reporter.clone());
-            match retry {
-                Some(retry) => shield.retry(retry).build(),
-                None => shield.without_retry().build(),
-            }
-        };
-        let shields = Shields {
-            cautious: shield(Some(retry(false)?), attempt_deadline)?,
-            idempotent: shield(Some(retry(true)?), attempt_deadline)?,
-            once: shield(None, attempt_deadline)?,
-            transaction: shield(Some(retry(false)?), deadline)?,
-            transaction_once: shield(None, deadline)?,
-        };
-        let settings = Settings {
-            deadline,
-            attempt_deadline,
-            acquire,
-            connect: preset.connect,
-            statement: preset.statement,
-            lock: preset.lock,
-            idle_in_transaction: preset.idle_in_transaction,
-            check_interval: preset.check_interval.unwrap_or(preset.statement),
-            waits,
-            pool_pings: self.pool_pings,
-            pre_ping: preset.pre_ping,
-            pooler: self.pooler,
-            base_size: self.base_size,
-            patience: Patience {
-                leak_after: self.leak_after,
-                idle_in_transaction_after: self.leak_after.min(preset.idle_in_transaction / 2),
-            },
-        };
-        let inner = Inner {
-            pool: self.pool,
-            limiter,
-            breaker,
-            shields,
-            settings,
-            reporter: self.reporter,
-            book: Book::new(time::now()),
-            flags: Flags::default(),
-            at_hand: AtHand::new(),
-            admin: Admin::new(),
-            keeping: AtomicBool::new(false),
-        };
-        Ok(Db {
-            inner: Arc::new(inner),
-            repeat: Repeat::Cautious,
-            operation: None,
-            location: None,
-        })
-    }
-}
-
-impl<DB: Driver> fmt::Debug for Builder<DB> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder")
-            .field("preset", &self.preset)
-            .field("pooler", &self.pooler)
-            .field("leak_after", &self.leak_after)
-            .finish_non_exhaustive()
-    }
-}
-
-/// The server ends a statement so much earlier than we would.
-const GRACE: Duration = Duration::from_millis(250);
-
 /// A question about all sessions of a server.
 #[cfg(feature = "postgres")]
 const ADMIN: Duration = Duration::from_secs(10);
-
-/// How soon a database that waits for its server looks again.
-const SOON: Duration = Duration::from_millis(100);

@@ -1,17 +1,27 @@
 //! MySQL and MariaDB.
 
-use std::{fmt::Write, time::Duration};
+use std::{
+    fmt::Write,
+    future::poll_fn,
+    panic::{AssertUnwindSafe, catch_unwind},
+    pin::pin,
+    task::Poll,
+    time::Duration,
+};
 
 use futures_core::future::BoxFuture;
 use sqlx::{AssertSqlSafe, MySql, MySqlConnection, Row, SqlStr, mysql::MySqlRow};
 
-use crate::db::{
-    driver::{
-        Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
-        through_executor,
+use crate::{
+    db::{
+        driver::{
+            Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
+            through_executor,
+        },
+        replay::Replay,
+        transaction::TransactionOptions,
     },
-    replay::Replay,
-    transaction::TransactionOptions,
+    time,
 };
 
 impl Driver for MySql {}
@@ -20,6 +30,8 @@ impl Backend for MySql {
     const ERROR_ABORTS: bool = false;
     const COMMITS_AGAIN: bool = false;
     const CANCELS: bool = true;
+    // sqlx forgets how far it had read the answer, and can take what is left of it for the next one's.
+    const RESUMES: bool = false;
 
     through_executor!();
 
@@ -28,10 +40,14 @@ impl Backend for MySql {
         _flags: &'e Flags,
     ) -> BoxFuture<'e, Result<Identity, sqlx::Error>> {
         Box::pin(async move {
-            let sql = format!("ROLLBACK; {RESTORE}; SELECT CAST(CONNECTION_ID() AS SIGNED)");
+            // Nobody else's answer has this number in it.
+            let number = fastrand::i64(..);
+            let sql = format!(
+                "ROLLBACK; {RESTORE}; SELECT CAST(CONNECTION_ID() AS SIGNED), CAST({number} AS SIGNED)"
+            );
             let mut refused = no_answer();
             for _ in 0..LATE {
-                let row = match ask(connection, AssertSqlSafe(sql.clone())).await {
+                let row = match caught(ask(connection, AssertSqlSafe(sql.clone()))).await {
                     Ok(row) => row.ok_or_else(no_answer)?,
                     // The answer of a statement that was stopped.
                     Err(error @ sqlx::Error::Database(_)) => {
@@ -40,9 +56,13 @@ impl Backend for MySql {
                     }
                     Err(error) => return Err(error),
                 };
+                if row.try_get::<i64, _>(1)? != number {
+                    return Err(no_answer());
+                }
                 return Ok(Identity {
                     session: Some(row.try_get(0)?),
-                    stop: None,
+                    since: Some(time::now()),
+                    ..Identity::default()
                 });
             }
             Err(refused)
@@ -57,10 +77,30 @@ impl Backend for MySql {
             let Some(session) = identity.session else {
                 return Ok(());
             };
+            if !is_ours(admin, identity).await? {
+                return Ok(());
+            }
             match ask(admin, AssertSqlSafe(format!("KILL QUERY {session}"))).await {
-                // There is no such session: nothing runs.
-                Err(error) if number_of(&error) == Some(1094) => Ok(()),
+                Err(error) if number_of(&error) == Some(NO_SUCH_SESSION) => Ok(()),
                 answer => answer.map(drop),
+            }
+        })
+    }
+
+    fn end<'e>(
+        admin: &'e mut MySqlConnection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(async move {
+            let Some(session) = identity.session else {
+                return Ok(false);
+            };
+            if !is_ours(admin, identity).await? {
+                return Ok(true);
+            }
+            match ask(admin, AssertSqlSafe(format!("KILL {session}"))).await {
+                Err(error) if number_of(&error) == Some(NO_SUCH_SESSION) => Ok(true),
+                answer => answer.map(|_| false),
             }
         })
     }
@@ -145,11 +185,36 @@ async fn ask(
     Ok(rows.into_iter().next_back())
 }
 
+/// Whether the server's number for the session is that session's; a server that has started since counts from the beginning.
+async fn is_ours(admin: &mut MySqlConnection, identity: &Identity) -> Result<bool, sqlx::Error> {
+    let Some(since) = identity.since else {
+        return Ok(false);
+    };
+    let row = ask(admin, "SHOW GLOBAL STATUS LIKE 'Uptime'").await?;
+    let up: String = row.ok_or_else(no_answer)?.try_get(1)?;
+    let known = time::now().saturating_duration_since(since);
+    Ok(up.parse().is_ok_and(|up: u64| up >= known.as_secs()))
+}
+
+/// What `future` returns, or an error where it panics.
+///
+/// Reading on where a dropped statement left off, sqlx can meet the midst of a packet.
+async fn caught<T>(future: impl Future<Output = Result<T, sqlx::Error>>) -> Result<T, sqlx::Error> {
+    let mut future = pin!(future);
+    poll_fn(|cx| {
+        let polled = catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(cx)));
+        polled.unwrap_or_else(|_| Poll::Ready(Err(no_answer())))
+    })
+    .await
+}
+
 fn number_of(error: &sqlx::Error) -> Option<u16> {
     let error = error.as_database_error()?;
     let error = error.try_downcast_ref::<sqlx::mysql::MySqlDatabaseError>()?;
     Some(error.number())
 }
+
+const NO_SUCH_SESSION: u16 = 1094;
 
 /// An order to stop that comes late may meet one or two of our own.
 const LATE: usize = 4;

@@ -6,14 +6,24 @@
 /// rows*. Measured behind such a PgBouncer, that was 10 to 22 % of all calls, with and without `.persistent(false)`.
 ///
 /// It is found out when a [`Config`](super::Config) connects: by port 6543 (Supabase) or 6432 (PgBouncer), by a host's name with `pooler` or
-/// `pgbouncer` in it, or by the pooler's refusal of a connection with settings. A pooler that is told to ignore settings and that has an
-/// unsuspicious address can't be recognised: name the mode then, with [`Config::pooler`](super::Config::pooler).
+/// `pgbouncer` in it, by the pooler's refusal of a connection with settings, or by settings that have no effect. One line in the log says so, and why;
+/// [`Db::pooler`](super::Db::pooler) tells. Where it is wrong, or [`connect_lazy`](super::Config::connect_lazy) can't ask, name the mode with
+/// [`Config::pooler`](super::Config::pooler).
 ///
 /// ```
 /// use steadfast::db::{Config, PoolerMode};
 ///
 /// let config = Config::new("postgres://app@bouncer/shop").pooler(PoolerMode::TransactionPlain);
 /// ```
+///
+/// # Limits behind a pooler by transaction
+/// - Sessions are shared. A `SET` would leak to the pooler's other clients, and an advisory lock or `LISTEN` be lost with the transaction. So nothing is set when
+///   connecting. Transactions bring their own time limits, with their BEGIN; those of other statements are the role's: `ALTER ROLE app SET statement_timeout = '10s'`.
+/// - A statement that was dropped is not stopped through a second connection, as its server's session may be another client's by then. The connection is
+///   closed; the pooler closes the server's, which notices within [`check_interval`](super::Preset::check_interval). Where there is no transaction around the
+///   statement, that interval is the role's, too: `client_connection_check_interval`.
+/// - A session that was ended by an operator counts as lost, as it may be the pooler's word. So a statement outside of a transaction is
+///   repeated only by [`idempotent`](super::Db::idempotent) databases.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum PoolerMode {
@@ -23,13 +33,18 @@ pub enum PoolerMode {
     Direct,
     /// A pooler by transaction that knows prepared statements, as PgBouncer from 1.21 on.
     ///
-    /// No setting is sent when connecting, none by `SET`: it would leak to the pooler's other clients. Set those of the role on the server:
-    /// `ALTER ROLE app SET statement_timeout = '10s'`. Transactions bring their own.
+    /// A call takes as many round trips as with [`Direct`](Self::Direct).
     TransactionWithPrepared,
     /// A pooler by transaction that knows nothing of prepared statements.
     ///
-    /// As [`TransactionWithPrepared`](Self::TransactionWithPrepared); besides, each call is a transaction of its own and its statement is prepared anew, which
-    /// was measured to be right. That is two more round trips for a call.
+    /// Each call is a transaction of its own and its statement is prepared anew: BEGIN with the time limits, prepare, run, COMMIT. These are four round trips
+    /// in place of one, and were measured to be right. A transaction of several statements takes two for each, and two.
+    ///
+    /// A text without arguments ([`sqlx::raw_sql`]) is sent as it is, in one round trip. What can't run inside of a transaction, such as `VACUUM`, has to be.
+    ///
+    /// [`Db::acquire`](super::Db::acquire) and [`Db::call`](super::Db::call) are refused: what is sent on a connection of one's own would be prepared on one
+    /// server and run on another.
+    // BEGIN could travel with the preparation, and COMMIT with what runs, if sqlx let its messages be queued: two round trips.
     TransactionPlain,
 }
 

@@ -3,7 +3,9 @@
 use std::fmt::Write;
 
 use futures_core::future::BoxFuture;
-use sqlx::{AssertSqlSafe, PgConnection, Postgres, Row, SqlStr};
+use sqlx::{
+    AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, SqlStr, postgres::PgConnectOptions,
+};
 
 use crate::db::{
     driver::{
@@ -20,6 +22,7 @@ impl Backend for Postgres {
     const ERROR_ABORTS: bool = true;
     const COMMITS_AGAIN: bool = false;
     const CANCELS: bool = true;
+    const RESUMES: bool = true;
 
     through_executor!();
 
@@ -30,7 +33,7 @@ impl Backend for Postgres {
         Box::pin(async move {
             // Outside of a transaction the two are the same instant.
             const WHO: &str = "SELECT pg_backend_pid(), now() = statement_timestamp()";
-            let mut refused = no_answer();
+            let mut refused = None;
             for _ in 0..4 {
                 let row = match ask(connection, WHO).await {
                     Ok(Some(row)) => row,
@@ -40,21 +43,22 @@ impl Backend for Postgres {
                         if error.code().as_deref() == Some("25P02") {
                             ask(connection, "ROLLBACK").await?;
                         }
-                        refused = sqlx::Error::Database(error);
+                        refused = Some(sqlx::Error::Database(error));
                         continue;
                     }
-                    Err(error) => return Err(error),
+                    // After its last word there is only silence.
+                    Err(error) => return Err(refused.unwrap_or(error)),
                 };
                 let (pid, outside): (i32, bool) = (row.try_get(0)?, row.try_get(1)?);
                 if outside {
                     return Ok(Identity {
                         session: Some(pid.into()),
-                        stop: None,
+                        ..Identity::default()
                     });
                 }
                 ask(connection, "ROLLBACK").await?;
             }
-            Err(refused)
+            Err(refused.unwrap_or_else(no_answer))
         })
     }
 
@@ -69,6 +73,20 @@ impl Backend for Postgres {
             // When it returns, the signal is ahead of whatever that session is sent from now on.
             let sql = format!("SELECT pg_cancel_backend({pid})");
             ask(admin, AssertSqlSafe(sql)).await.map(drop)
+        })
+    }
+
+    fn end<'e>(
+        admin: &'e mut PgConnection,
+        identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(async move {
+            let Some(pid) = identity.session else {
+                return Ok(false);
+            };
+            let sql =
+                format!("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = {pid}");
+            Ok(ask(admin, AssertSqlSafe(sql)).await?.is_none())
         })
     }
 
@@ -88,27 +106,17 @@ impl Backend for Postgres {
             if options.deferrable {
                 sql.push_str(" DEFERRABLE");
             }
-            let Limits {
-                statement,
-                lock,
-                idle,
-            } = limits;
-            // Numbers of ours, so that none of these can fail and leave an aborted transaction.
-            let _ = write!(
-                sql,
-                "; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
-                 SET LOCAL idle_in_transaction_session_timeout = {}",
-                milliseconds(statement),
-                milliseconds(lock),
-                milliseconds(idle),
-            );
+            push_limits(&mut sql, limits);
             if options.read_only {
                 // Nothing of it can be lost, and an id would cost the server a write.
                 sql.push_str("; SELECT 1");
             } else {
-                sql.push_str(
-                    "; SELECT txid_current()::text, pg_backend_pid(), \
-                     substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)",
+                let _ = write!(
+                    sql,
+                    "; SELECT txid_current()::text, pg_backend_pid(), {TIMELINE}, \
+                     {}, {}",
+                    microseconds("now()"),
+                    microseconds("pg_postmaster_start_time()"),
                 );
             }
             let row = ask(connection, AssertSqlSafe(sql)).await?;
@@ -121,8 +129,39 @@ impl Backend for Postgres {
                 id: row.try_get(0)?,
                 session: pid.into(),
                 timeline: row.try_get(2)?,
+                began: row.try_get(3)?,
+                started: row.try_get(4)?,
             }))
         })
+    }
+
+    fn obeys<'e>(
+        connection: &'e mut PgConnection,
+        options: &'e PgConnectOptions,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        // One of ours says enough. As a number it is what the server shows.
+        let options = options.get_options().unwrap_or_default();
+        let asked = TIMES.iter().find_map(|name| {
+            let (_, after) = options.split_once(&format!("-c {name}="))?;
+            let value = after.split_whitespace().next()?;
+            let is_number = value.bytes().all(|digit| digit.is_ascii_digit());
+            is_number.then(|| {
+                format!("SELECT setting = '{value}' FROM pg_settings WHERE name = '{name}'")
+            })
+        });
+        Box::pin(async move {
+            let Some(asked) = asked else {
+                return Ok(true);
+            };
+            let row = ask(connection, AssertSqlSafe(asked)).await?;
+            row.map_or(Ok(true), |row| row.try_get(0))
+        })
+    }
+
+    fn around_call(limits: Limits) -> SqlStr {
+        let mut sql = String::from("BEGIN");
+        push_limits(&mut sql, limits);
+        AssertSqlSafe(sql).into_sql_str()
     }
 
     fn commit(connection: &mut PgConnection) -> BoxFuture<'_, Result<(), sqlx::Error>> {
@@ -139,38 +178,150 @@ impl Backend for Postgres {
         trace: &'e Trace,
     ) -> BoxFuture<'e, Result<Outcome, sqlx::Error>> {
         Box::pin(async move {
-            // A backend that does not notice that its client is gone would keep us waiting.
-            let sql = format!(
-                "SELECT txid_status({id}), \
-                 substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8), \
-                 (SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
-                  WHERE pid = {pid} AND usename = current_user \
-                  AND backend_xid::text = ({id}::bigint & 4294967295)::text)",
-                id = trace.id,
-                pid = trace.session,
-            );
-            let row = match ask(admin, AssertSqlSafe(sql)).await {
-                Ok(row) => row.ok_or_else(no_answer)?,
-                // A server that never had a transaction of this number, or is only a copy of ours.
+            let fate = fate(admin, trace).await;
+            match fate {
+                // A server that is only a copy of ours.
                 Err(sqlx::Error::Database(error))
-                    if matches!(error.code().as_deref(), Some("22023" | "55000" | "25006")) =>
+                    if matches!(error.code().as_deref(), Some("55000" | "25006")) =>
                 {
-                    return Ok(Outcome::Unknown);
+                    Ok(Outcome::Unknown)
                 }
-                Err(error) => return Err(error),
-            };
-            let (status, timeline): (Option<String>, String) = (row.try_get(0)?, row.try_get(1)?);
-            if timeline != trace.timeline {
-                return Ok(Outcome::Unknown);
+                fate => fate,
             }
-            Ok(match status.as_deref() {
-                Some("committed") => Outcome::Committed,
-                Some("aborted") => Outcome::Aborted,
-                Some("in progress") => Outcome::InProgress,
-                _ => Outcome::Unknown,
-            })
         })
     }
+}
+
+/// The settings of one transaction, which end with it. Numbers of ours, so that none of these can fail and leave an aborted transaction.
+fn push_limits(sql: &mut String, limits: Limits) {
+    let _ = write!(
+        sql,
+        "; SET LOCAL statement_timeout = {}; SET LOCAL lock_timeout = {}; \
+         SET LOCAL idle_in_transaction_session_timeout = {}",
+        milliseconds(limits.statement),
+        milliseconds(limits.lock),
+        milliseconds(limits.idle),
+    );
+    if let Some(check) = limits.check {
+        // Servers before 14 do not know it.
+        const CHECK: &str = "'client_connection_check_interval'";
+        let _ = write!(
+            sql,
+            "; SELECT CASE WHEN current_setting({CHECK}, true) IS NOT NULL \
+             THEN set_config({CHECK}, '{}', true) END",
+            milliseconds(check),
+        );
+    }
+}
+
+/// What became of a transaction.
+///
+/// A number alone does not say: a crash forgets the last ones, as far as nothing of theirs was on disk, and the server gives them out again. So it matters
+/// whether the server has crashed since the transaction began; and if it has, which numbers are from before.
+async fn fate(admin: &mut PgConnection, trace: &Trace) -> Result<Outcome, sqlx::Error> {
+    let Some(since) = since(admin, trace).await? else {
+        return Ok(Outcome::Unknown);
+    };
+    // A backend that does not notice that its client is gone would keep us waiting.
+    let sql = format!(
+        "SELECT txid_status({id}), \
+         (SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity \
+          WHERE pid = {pid} AND usename = current_user \
+          AND backend_xid::text = ({id}::bigint & 4294967295)::text)",
+        id = trace.id,
+        pid = trace.session,
+    );
+    let status: Option<String> = match ask(admin, AssertSqlSafe(sql)).await {
+        Ok(row) => row.ok_or_else(no_answer)?.try_get(0)?,
+        // No transaction has had this number, or none of which the server knows.
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("22023") => {
+            return Ok(match since {
+                Since::Nothing => Outcome::Unknown,
+                Since::Crash | Since::PerhapsCrash => Outcome::Aborted,
+            });
+        }
+        Err(error) => return Err(error),
+    };
+    match (status.as_deref(), since) {
+        (Some("aborted"), _) => Ok(Outcome::Aborted),
+        (Some("committed"), Since::Nothing) => Ok(Outcome::Committed),
+        (Some("committed"), since) => whose(admin, trace, since).await,
+        // Another one has its number.
+        (Some("in progress"), Since::Crash) => Ok(Outcome::Aborted),
+        (Some("in progress"), _) => Ok(Outcome::InProgress),
+        _ => Ok(Outcome::Unknown),
+    }
+}
+
+/// What may have happened to the server since a transaction began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Since {
+    Nothing,
+    /// It was started anew.
+    Crash,
+    /// It is not known whether a backend has crashed, which ends all others and forgets as much.
+    PerhapsCrash,
+}
+
+/// What happened to the server; `None` if it is another one.
+async fn since(admin: &mut PgConnection, trace: &Trace) -> Result<Option<Since>, sqlx::Error> {
+    // No session survives a crash. Those of others, and the server's own, are seen by some roles only; so there is a second sign: it forgets statistics.
+    let sql = format!(
+        "SELECT {TIMELINE}, {started}, \
+         EXISTS (SELECT FROM pg_stat_activity WHERE {session} <= {began}) \
+         OR {statistics} <= {began}",
+        started = microseconds("pg_postmaster_start_time()"),
+        session = microseconds("backend_start"),
+        statistics = microseconds("pg_stat_get_bgwriter_stat_reset_time()"),
+        began = trace.began,
+    );
+    let row = ask(admin, AssertSqlSafe(sql)).await?;
+    let row = row.ok_or_else(no_answer)?;
+    let (timeline, started): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
+    let witness: Option<bool> = row.try_get(2)?;
+    if timeline != trace.timeline {
+        return Ok(None);
+    }
+    Ok(if started == trace.started {
+        Some(match witness {
+            Some(true) => Since::Nothing,
+            Some(false) | None => Since::PerhapsCrash,
+        })
+    } else {
+        (started > trace.began).then_some(Since::Crash)
+    })
+}
+
+/// Whether a number that was committed is still that of our transaction.
+async fn whose(
+    admin: &mut PgConnection,
+    trace: &Trace,
+    since: Since,
+) -> Result<Outcome, sqlx::Error> {
+    // After a crash, and after an orderly stop, the server writes down which number is the next. Such a checkpoint follows on nothing, others on what was
+    // written while they were made.
+    let sql = format!(
+        "SELECT redo_lsn = checkpoint_lsn AND current_setting('wal_level') <> 'minimal', \
+         (split_part(next_xid, ':', 1)::bigint << 32) + split_part(next_xid, ':', 2)::bigint > {id}, \
+         {at} > {began} FROM pg_control_checkpoint()",
+        id = trace.id,
+        at = microseconds("checkpoint_time"),
+        began = trace.began,
+    );
+    let row = match ask(admin, AssertSqlSafe(sql)).await {
+        Ok(row) => row.ok_or_else(no_answer)?,
+        Err(sqlx::Error::Database(error)) if error.code().as_deref() == Some("42501") => {
+            return Ok(Outcome::Unknown);
+        }
+        Err(error) => return Err(error),
+    };
+    let (of_start, from_before): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let since_began: bool = row.try_get(2)?;
+    Ok(match (of_start, from_before) {
+        (true, true) => Outcome::Committed,
+        (true, false) if since == Since::Crash || since_began => Outcome::Aborted,
+        _ => Outcome::Unknown,
+    })
 }
 
 /// Sends a text as it is, and reads its last row.
@@ -186,7 +337,21 @@ fn no_answer() -> sqlx::Error {
     sqlx::Error::Protocol("the server did not answer as asked".to_owned())
 }
 
+/// Settings of a session that are always sent, unless the user sends his own.
+const TIMES: [&str; 3] = [
+    "statement_timeout",
+    "lock_timeout",
+    "idle_in_transaction_session_timeout",
+];
+
 fn milliseconds(time: std::time::Duration) -> u128 {
     // 0 would mean no limit.
     time.as_millis().clamp(1, i32::MAX as u128)
 }
+
+/// An expression for a point in time as a number, which has no time zone and no format.
+fn microseconds(time: &str) -> String {
+    format!("(extract(epoch FROM {time}) * 1000000)::bigint")
+}
+
+const TIMELINE: &str = "substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";

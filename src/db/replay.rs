@@ -48,13 +48,18 @@ impl<DB: Driver> Replay<DB> {
         self
     }
 
+    /// Whether it is sent as it is, without being prepared.
+    pub(super) fn is_text(&self) -> bool {
+        self.arguments.is_none()
+    }
+
     /// Whether it may be several statements, of which some may be done when another one fails.
     ///
     /// Only a text without arguments can be. It is not parsed: a semicolon before its end is taken for a separator, even inside a string.
     pub(super) fn may_be_several(&self) -> bool {
         let sql = self.sql.as_str().trim_end();
         let sql = sql.strip_suffix(';').unwrap_or(sql);
-        self.arguments.is_none() && sql.contains(';')
+        self.is_text() && sql.contains(';')
     }
 
     pub(super) fn text(&self) -> &SqlStr {

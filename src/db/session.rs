@@ -123,19 +123,19 @@ impl<DB: Driver> AtHand<DB> {
     /// One that was used a moment ago, and whether it can be relied on without asking it.
     pub(super) fn take(&self, now: Instant) -> Option<(Session<DB>, bool)> {
         let session = self.lock().pop()?;
-        let fresh =
-            self.is_current(&session) && now.saturating_duration_since(session.used) < FRESH;
+        let fresh = self.is_fresh(&session, now);
         Some((session, fresh))
     }
 
-    /// Keeps one that is well, unless it is time that the pool looks after it.
-    pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Result<(), Session<DB>> {
-        if !self.is_current(&session) || now.saturating_duration_since(session.taken) >= OURS_FOR {
-            return Err(session);
+    /// Keeps one that is well; hands it back where it is time that the pool looks after it.
+    pub(super) fn keep(&self, mut session: Session<DB>, now: Instant) -> Option<Session<DB>> {
+        let is_old = now.saturating_duration_since(session.taken) >= OURS_FOR;
+        if !self.is_current(&session) || self.is_retired(&session) || is_old {
+            return Some(session);
         }
         session.used = now;
         self.lock().push(session);
-        Ok(())
+        None
     }
 
     /// Whether it is from before all were retired.
@@ -167,6 +167,15 @@ impl<DB: Driver> AtHand<DB> {
         sessions.drain(..stale).collect()
     }
 
+    /// Those that would have to be asked.
+    pub(super) fn doubtful(&self, now: Instant) -> Vec<Session<DB>> {
+        let mut sessions = self.lock();
+        let all = sessions.drain(..);
+        let (fresh, doubtful): (Vec<_>, _) = all.partition(|session| self.is_fresh(session, now));
+        *sessions = fresh;
+        doubtful
+    }
+
     /// All of them.
     pub(super) fn drain(&self) -> Vec<Session<DB>> {
         std::mem::take(&mut *self.lock())
@@ -174,6 +183,10 @@ impl<DB: Driver> AtHand<DB> {
 
     pub(super) fn len(&self) -> usize {
         self.lock().len()
+    }
+
+    fn is_fresh(&self, session: &Session<DB>, now: Instant) -> bool {
+        self.is_current(session) && now.saturating_duration_since(session.used) < FRESH
     }
 
     fn is_current(&self, session: &Session<DB>) -> bool {
@@ -194,5 +207,5 @@ pub(super) const FRESH: Duration = Duration::from_millis(500);
 /// After so long the pool gets to see a connection again, which closes it when its lifetime is over.
 const OURS_FOR: Duration = Duration::from_secs(30);
 
-/// The pool asks a connection that comes back whether it is alive. A peer that is silent for so long is not.
-const GIVE_BACK: Duration = Duration::from_millis(500);
+/// The pool asks a connection that comes back whether it is alive. A peer that is silent for so long, several times what the slowest link takes, is not.
+const GIVE_BACK: Duration = Duration::from_secs(1);

@@ -25,6 +25,7 @@ impl Backend for Sqlite {
     const ERROR_ABORTS: bool = false;
     const COMMITS_AGAIN: bool = true;
     const CANCELS: bool = false;
+    const RESUMES: bool = true;
 
     through_executor!();
 
@@ -53,8 +54,8 @@ impl Backend for Sqlite {
             };
             stop.store(false, Ordering::Relaxed);
             Ok(Identity {
-                session: None,
                 stop: Some(stop),
+                ..Identity::default()
             })
         })
     }
@@ -65,6 +66,13 @@ impl Backend for Sqlite {
     ) -> BoxFuture<'e, Result<(), sqlx::Error>> {
         // Its flag stops it.
         Box::pin(std::future::ready(Ok(())))
+    }
+
+    fn end<'e>(
+        _admin: &'e mut SqliteConnection,
+        _identity: &'e Identity,
+    ) -> BoxFuture<'e, Result<bool, sqlx::Error>> {
+        Box::pin(std::future::ready(Ok(false)))
     }
 
     fn begin<'e>(

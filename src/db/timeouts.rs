@@ -41,7 +41,7 @@ mod postgres {
     impl Planned for Postgres {
         fn plan(config: &Config, connect: PgConnectOptions, preset: Preset) -> Plan<Self> {
             let (mode, why) = match config.told() {
-                Some(mode) => (mode, "it was told"),
+                Some(told) => told,
                 None => match connect.get_socket() {
                     Some(socket) => pooler::detect(&socket.to_string_lossy(), connect.get_port()),
                     None => pooler::detect(connect.get_host(), connect.get_port()),
@@ -244,7 +244,8 @@ mod postgres {
             ] {
                 let told = config.told();
                 let plan = plan(config);
-                assert_eq!(plan.mode, told.unwrap_or(PoolerMode::TransactionPlain));
+                let told = told.map_or(PoolerMode::TransactionPlain, |(mode, _)| mode);
+                assert_eq!(plan.mode, told);
                 assert_eq!(plan.connect.get_options(), None);
                 // There is no getter for it, nor anything else to see it by.
                 let shown = format!("{:?}", plan.connect);
@@ -305,7 +306,7 @@ mod mysql {
     impl Planned for MySql {
         fn plan(config: &Config, connect: MySqlConnectOptions, preset: Preset) -> Plan<Self> {
             let (mode, why) = match config.told() {
-                Some(mode) => (mode, "it was told"),
+                Some(told) => told,
                 None => (
                     PoolerMode::Direct,
                     "no pooler of MySQL's is known by its address",

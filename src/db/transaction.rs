@@ -26,13 +26,13 @@ use thiserror::Error;
 
 use crate::{
     ambient,
-    classify::{DbVerdict, Fate, Phase},
+    classify::{DbVerdict, Fate, Phase, lost},
     db::{
         book::Taken,
         checkout::Inner,
-        driver::{Driver, Limits, Outcome, Steps, Trace},
+        driver::{Driver, Outcome, Steps, Trace},
         generate::generate,
-        guard::{Lease, RunOn, State},
+        guard::{Lease, RunOn, State, Tracked},
         replay::Replay,
         verdict::{Failed, Guarded, Judged, into, run},
     },
@@ -86,6 +86,8 @@ impl TransactionOptions {
     }
 
     /// It changes nothing. Its COMMIT can't be in doubt.
+    ///
+    /// SQLite does not see to it that it doesn't; the others do.
     pub fn read_only(mut self) -> Self {
         self.read_only = true;
         self
@@ -458,6 +460,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let prepared = DB::prepare(open.lease.connection(), sql, parameters).await;
                     open.saw(prepared).await
@@ -474,6 +477,7 @@ macro_rules! executor_for_open {
             {
                 Box::pin(async move {
                     let open = $open;
+                    open.ready(Replay::raw(sql.clone())).await?;
                     open.lease.begins(Some(&sql));
                     let described = DB::describe(open.lease.connection(), sql).await;
                     open.saw(described).await
@@ -485,6 +489,7 @@ macro_rules! executor_for_open {
 
 executor_for_open!(&'c mut Tx<DB>, self, self.open()?);
 executor_for_open!(&'c mut Savepoint<'_, DB>, self, &mut *self.open);
+executor_for_open!(&'c mut Lease<DB>, self, &mut Tracked { lease: self });
 
 impl<DB: Driver> Open<DB> {
     async fn begin(
@@ -492,17 +497,8 @@ impl<DB: Driver> Open<DB> {
         options: &TransactionOptions,
         attempt: u32,
     ) -> Result<Self, Judged<sqlx::Error>> {
-        let settings = &lease.inner().settings;
-        let now = time::now();
-        let left =
-            ambient::current().map_or(settings.deadline, |at| at.saturating_duration_since(now));
-        // The server ends a statement a little earlier than we would.
-        let left = left.saturating_sub(EARLIER);
-        let limits = Limits {
-            statement: settings.statement.min(left),
-            lock: settings.lock.min(left),
-            idle: settings.idle_in_transaction.min(left + EARLIER + IDLE),
-        };
+        let limits = lease.inner().limits(time::now());
+        lease.read_only = options.read_only;
         lease.begins(None);
         let begun = DB::begin(lease.connection(), options, limits).await;
         let begun = lease.ended(begun, Phase::Transaction).await;
@@ -545,6 +541,7 @@ impl<DB: Driver> Open<DB> {
 
     /// The query, if the transaction can take one.
     async fn ready(&mut self, query: Replay<DB>) -> Result<Replay<DB>, sqlx::Error> {
+        self.miss_dropped();
         if let Some(fault) = &self.fault
             && (self.lease.state() == State::Lost || !DB::ERROR_ABORTS)
         {
@@ -557,6 +554,25 @@ impl<DB: Driver> Open<DB> {
         } else {
             query
         })
+    }
+
+    /// Whether nothing can be sent any more, as it is not known how much of a dropped statement's answer was read.
+    fn is_astray(&self) -> bool {
+        self.lease.state() == State::Busy && !DB::RESUMES
+    }
+
+    /// Takes note of a statement that was dropped, where that can't be made good.
+    fn miss_dropped(&mut self) {
+        if self.is_astray() && self.fault.is_none() {
+            self.fault = Some(Fault {
+                verdict: DbVerdict {
+                    kind: Kind::Invalid,
+                    ..lost(Phase::Transaction)
+                },
+                message: "it was dropped before it had ended".to_owned(),
+                depth: 0,
+            });
+        }
     }
 
     /// Takes note of how a statement ended.
@@ -588,6 +604,9 @@ impl<DB: Driver> Open<DB> {
         let Some(depth) = self.unwind.take() else {
             return Ok(());
         };
+        if self.is_astray() {
+            return Ok(());
+        }
         let name = name(depth);
         let sql = format!("ROLLBACK TO SAVEPOINT {name}; RELEASE SAVEPOINT {name}");
         let query = Replay::raw(AssertSqlSafe(sql));
@@ -602,10 +621,12 @@ impl<DB: Driver> Open<DB> {
 
     /// Commits, unless a failure stands in the way.
     async fn finish(&mut self) -> Result<(), Judged<sqlx::Error>> {
+        self.miss_dropped();
         if self.lease.state() != State::Lost {
             self.unwind().await?;
         }
         let Some(fault) = self.fault.take() else {
+            self.lease.forget_statements().await?;
             return self.commit().await;
         };
         let _ = self.roll_back().await;
@@ -665,11 +686,15 @@ impl<DB: Driver> Open<DB> {
     }
 
     async fn roll_back(&mut self) -> Result<(), Judged<sqlx::Error>> {
-        if self.lease.state() == State::Lost {
-            // The server does it by itself.
+        if self.lease.state() == State::Lost || self.is_astray() {
+            // The server does it by itself, or the reaper sees to it.
             return Ok(());
         }
-        let rolled_back = self.lease.run_with(Phase::Transaction, DB::rollback);
+        let lease = &mut self.lease;
+        let rolled_back = async {
+            lease.forget_statements().await?;
+            lease.run_with(Phase::Transaction, DB::rollback).await
+        };
         match time::within(ASK, rolled_back).await {
             Some(Ok(())) => {
                 self.lease.set_in_transaction(false);
@@ -916,12 +941,6 @@ fn name(depth: u32) -> String {
 fn escaped() -> sqlx::Error {
     TransactionError::Escaped.into_sqlx()
 }
-
-/// The server ends a statement so much earlier than its client, so that the client gets an answer.
-const EARLIER: Duration = Duration::from_millis(50);
-
-/// A transaction that we do not end for so long after its deadline is ended by the server.
-const IDLE: Duration = Duration::from_secs(1);
 
 /// A question about a transaction takes one round trip, and perhaps a connect.
 const ASK: Duration = Duration::from_secs(5);

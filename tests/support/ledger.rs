@@ -29,10 +29,11 @@ use steadfast::{
     Event, Observer, Rejected,
     breaker::WhenOpen,
     db::{PgDb, TransactionError},
+    retry::Budget,
 };
 use tokio::{
     task::{JoinSet, block_in_place},
-    time::{sleep, timeout},
+    time::sleep,
 };
 
 use crate::{
@@ -189,7 +190,7 @@ pub enum Way {
 
 /// Makes the transfers under fire; `None` if tests are told to do without servers.
 pub async fn run(way: Way, settings: Settings) -> Option<Report> {
-    let mut server = Postgres::start_with(&SERVER)?;
+    let server = Postgres::start_with(&SERVER)?;
     let started = Instant::now();
     let mut connection = server.connect().await;
     for sql in TABLES {
@@ -223,42 +224,60 @@ pub async fn run(way: Way, settings: Settings) -> Option<Report> {
         let (bank, transfers) = (bank.clone(), Arc::clone(&transfers));
         workers.spawn(async move { while transfers.make(&bank).await {} });
     }
-    let mut fire = Fire {
-        cut_replies: vec![0; counts.commit_reply + 1],
-        cut_requests: vec![0; counts.commit_request + 1],
-        ..Fire::default()
+    let mut arsonist = Arsonist {
+        connection,
+        server,
+        proxy,
+        transfers: Arc::clone(&transfers),
+        fire: Fire {
+            cut_replies: vec![0; counts.commit_reply + 1],
+            cut_requests: vec![0; counts.commit_request + 1],
+            ..Fire::default()
+        },
     };
     for (done, act) in acts.iter().enumerate() {
         // The last act comes when nineteen of twenty transfers have begun.
         let step = settings.transfers * 19 / 20 * done as u64 / acts.len() as u64;
         transfers.keep_step(step + 2 * settings.workers as u64);
         transfers.reach(step).await;
-        act.carry_out(&mut fire, &mut server, &proxy).await;
+        if std::env::var_os("LED").is_some() {
+            eprintln!(
+                "{:?} {done} {act:?} ended={} next={}",
+                started.elapsed(),
+                transfers.ended.load(Ordering::Relaxed),
+                transfers.next.load(Ordering::Relaxed)
+            );
+        }
+        arsonist.act(*act).await;
     }
     transfers.keep_step(u64::MAX);
     while let Some(worker) = workers.join_next().await {
         worker.expect("no worker panics");
     }
-    let mut report = transfers.count(&mut server.connect().await).await;
+    let mut report = transfers.count(&mut arsonist.connection).await;
     if let Bank::Steadfast(db) = &bank {
         let stats = db.stats();
         report.fates_committed = stats.fates_committed;
         report.fates_aborted = stats.fates_aborted;
     }
-    report.fire = fire;
+    report.fire = arsonist.fire;
     report.events = std::mem::take(&mut log.0.lock().expect(COUNTS));
     report.took = started.elapsed();
     Some(report)
 }
 
+/// A transfer would rather take a minute than fail, and there are few that could make a crowd of retries.
 fn open(pool: &PgPool, log: &Arc<Log>) -> PgDb {
+    let budget = Budget::builder().ratio(1.0).floor(100.0, 1_000);
     PgDb::builder(pool.clone())
         .name("ledger")
         .deadline(DEADLINE)
         .when_open(WhenOpen::Wait { queue: 10_000 })
+        .attempts(20)
+        .budget(&budget.build().expect(IN_RANGE))
         .observer(Arc::clone(log))
         .build()
-        .expect("the settings are in range")
+        .expect(IN_RANGE)
 }
 
 #[derive(Clone)]
@@ -329,17 +348,18 @@ impl Transfer {
                 .bind(account)
                 .bind(amount)
         };
-        let note = |account: i32, amount: i64| {
-            sqlx::query("INSERT INTO ledger (transfer, account, amount) VALUES ($1, $2, $3)")
-                .bind(self.id)
-                .bind(account)
-                .bind(amount)
+        let note = |sql: &'static str, account: i32, amount: i64| {
+            sqlx::query(sql).bind(self.id).bind(account).bind(amount)
         };
+        let first = "INSERT INTO ledger (transfer, account, amount) VALUES ($1, $2, $3)";
+        // Something takes its time, or hardly anybody would be met in a statement.
+        let last =
+            "INSERT INTO ledger (transfer, account, amount) SELECT $1, $2, $3 FROM pg_sleep(0.01)";
         [
             change(self.from, -self.amount),
-            note(self.from, -self.amount),
+            note(first, self.from, -self.amount),
             change(self.to, self.amount),
-            note(self.to, self.amount),
+            note(last, self.to, self.amount),
         ]
     }
 }
@@ -398,6 +418,10 @@ impl Transfers {
     /// Lets no transfer from this one on begin yet.
     fn keep_step(&self, step: u64) {
         self.step.store(step, Ordering::Relaxed);
+    }
+
+    fn are_over(&self) -> bool {
+        self.ended.load(Ordering::Relaxed) > self.last.load(Ordering::Relaxed)
     }
 
     /// Waits until so many have ended.
@@ -470,99 +494,120 @@ enum Act {
     Crash,
 }
 
-impl Act {
-    async fn carry_out(self, fire: &mut Fire, server: &mut Postgres, proxy: &Proxy) {
-        match self {
-            Self::Kill => {
-                let mut connection = server.connect().await;
-                while let Err(missed) = kill(&mut connection, server).await {
-                    fire.missed_kills += missed;
+/// Who does it.
+struct Arsonist {
+    connection: PgConnection,
+    server: Postgres,
+    proxy: Proxy,
+    transfers: Arc<Transfers>,
+    fire: Fire,
+}
+
+impl Arsonist {
+    async fn act(&mut self, act: Act) {
+        match act {
+            Act::Kill => {
+                let until = Instant::now() + GIVE_UP;
+                while !self.transfers.are_over() && Instant::now() < until {
+                    match self.kill().await {
+                        Kill::Met => {
+                            self.fire.kills += 1;
+                            break;
+                        }
+                        Kill::Missed => self.fire.missed_kills += 1,
+                        Kill::Nobody => {}
+                    }
                 }
-                fire.kills += 1;
             }
-            Self::CutReply(bytes) => {
-                until_counted(proxy, Fault::CutCommitReply(bytes), |counts| {
-                    counts.cut_commit_replies
-                })
-                .await;
-                fire.cut_replies[bytes] += 1;
+            Act::CutReply(bytes) => {
+                let fault = Fault::CutCommitReply(bytes);
+                let happened = self.until_counted(fault, |counts| counts.cut_commit_replies);
+                self.fire.cut_replies[bytes] += usize::from(happened.await);
             }
-            Self::CutRequest(bytes) => {
-                until_counted(proxy, Fault::CutCommitRequest(bytes), |counts| {
-                    counts.cut_commit_requests
-                })
-                .await;
-                fire.cut_requests[bytes] += 1;
+            Act::CutRequest(bytes) => {
+                let fault = Fault::CutCommitRequest(bytes);
+                let happened = self.until_counted(fault, |counts| counts.cut_commit_requests);
+                self.fire.cut_requests[bytes] += usize::from(happened.await);
             }
-            Self::CutSocket(fault) => {
-                proxy.set(fault);
+            Act::CutSocket(fault) => {
+                self.proxy.set(fault);
                 sleep(Duration::from_millis(5)).await;
-                proxy.set(Fault::Pass);
-                fire.cut_sockets += 1;
+                self.proxy.set(Fault::Pass);
+                self.fire.cut_sockets += 1;
             }
-            Self::HangUp => {
-                proxy.kill_all();
-                fire.cut_sockets += 1;
+            Act::HangUp => {
+                self.proxy.kill_all();
+                self.fire.cut_sockets += 1;
             }
-            Self::Crash => {
+            Act::Crash => {
                 block_in_place(|| {
-                    server.kill9();
-                    server.restart();
+                    self.server.kill9();
+                    self.server.restart();
                 });
-                fire.crashes += 1;
+                self.connection = self.server.connect().await;
+                self.fire.crashes += 1;
             }
         }
     }
-}
 
-/// Repeats a fault until it has happened to an answer, or to a request, that was one.
-async fn until_counted(proxy: &Proxy, fault: Fault, count: fn(&Counts) -> usize) {
-    let before = count(&proxy.counts());
-    while count(&proxy.counts()) == before {
-        proxy.set(fault);
-        let happened = async {
-            while proxy.fault() == fault || count(&proxy.counts()) == before {
+    /// Repeats a fault until it has happened to a COMMIT; `false` if there is none any more.
+    async fn until_counted(&self, fault: Fault, count: fn(&Counts) -> usize) -> bool {
+        let before = count(&self.proxy.counts());
+        let happened = || count(&self.proxy.counts()) > before;
+        let give_up = Instant::now() + GIVE_UP;
+        while !happened() && !self.transfers.are_over() && Instant::now() < give_up {
+            self.proxy.set(fault);
+            let until = Instant::now() + PATIENCE;
+            // The connection that took it may be lost before its answer comes.
+            while !happened() && Instant::now() < until {
                 sleep(Duration::from_micros(500)).await;
             }
+        }
+        self.proxy.set(Fault::Pass);
+        happened()
+    }
+
+    /// Ends a backend that is at work. The server's own log says whether that met a statement.
+    async fn kill(&mut self) -> Kill {
+        let killed: Option<i32> = sqlx::query_scalar(
+            "SELECT pid FROM (SELECT pid FROM pg_stat_activity \
+             WHERE application_name = $1 AND state = 'active' ORDER BY random() LIMIT 1) AS one \
+             WHERE pg_terminate_backend(pid)",
+        )
+        .bind(APPLICATION)
+        .fetch_optional(&mut self.connection)
+        .await
+        .expect("a superuser may do so");
+        let Some(pid) = killed else {
+            sleep(Duration::from_micros(500)).await;
+            return Kill::Nobody;
         };
-        // The connection that took it may have been lost before its answer came.
-        let _ = timeout(Duration::from_secs(1), happened).await;
+        let ended = format!("[{pid}] FATAL:  terminating connection due to administrator");
+        let statement = format!("[{pid}] STATEMENT:");
+        let until = Instant::now() + PATIENCE;
+        while Instant::now() < until {
+            let log = self.server.log();
+            // The last one, as pids come again.
+            if let Some((_, said)) = log.rsplit_once(&ended) {
+                let next = said.lines().nth(1).unwrap_or_default();
+                return if next.starts_with(&statement) {
+                    Kill::Met
+                } else {
+                    Kill::Missed
+                };
+            }
+            sleep(Duration::from_millis(1)).await;
+        }
+        Kill::Missed
     }
 }
 
-/// Ends a backend. The server's own log says whether that met a statement; the error is how many it did not.
-async fn kill(connection: &mut PgConnection, server: &Postgres) -> Result<(), usize> {
-    let killed: Option<i32> = sqlx::query_scalar(
-        "SELECT pid FROM \
-         (SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND state = 'active' ORDER BY random() LIMIT 1) \
-         AS one WHERE pg_terminate_backend(pid)",
-    )
-    .bind(APPLICATION)
-    .fetch_optional(connection)
-    .await
-    .expect("a superuser may do so");
-    let Some(pid) = killed else {
-        sleep(Duration::from_micros(500)).await;
-        return Err(0);
-    };
-    let begin = format!("[{pid}] FATAL:  terminating connection");
-    let met = format!("[{pid}] STATEMENT:");
-    let until = Instant::now() + Duration::from_secs(2);
-    loop {
-        let log = server.log();
-        // The last one, as pids come again.
-        if let Some((_, said)) = log.rsplit_once(&begin) {
-            let is_met = said
-                .lines()
-                .nth(1)
-                .is_some_and(|line| line.starts_with(&met));
-            return if is_met { Ok(()) } else { Err(1) };
-        }
-        if Instant::now() >= until {
-            return Err(1);
-        }
-        sleep(Duration::from_millis(1)).await;
-    }
+/// What a kill came to.
+enum Kill {
+    Met,
+    /// The backend's statement was over.
+    Missed,
+    Nobody,
 }
 
 /// All acts, in an order that is the same each time.
@@ -659,7 +704,15 @@ const DEADLINE: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(20);
 
 /// How long a worker waits for an act that takes its time.
-const OUT_OF_STEP: Duration = Duration::from_millis(250);
+const OUT_OF_STEP: Duration = Duration::from_millis(50);
+
+/// How long one try of an act may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// How long an act may take; then the fire was too mild.
+const GIVE_UP: Duration = Duration::from_secs(30);
+
+const IN_RANGE: &str = "the settings are in range";
 
 const APPLICATION: &str = "ledger";
 

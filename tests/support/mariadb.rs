@@ -137,6 +137,8 @@ or set MARIADB_BIN to the folder of its programs.";
             "--no-defaults".to_owned(),
             format!("--datadir={}", home.join("data").display()),
             format!("--socket={}", home.join("socket").display()),
+            // A server that starts removes what it finds of others in the one they would share.
+            format!("--tmpdir={}", home.display()),
             format!("--init-file={}", start.display()),
             format!("--port={port}"),
             "--bind-address=127.0.0.1".to_owned(),
