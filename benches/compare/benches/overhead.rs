@@ -10,22 +10,16 @@ use std::{
     collections::HashMap,
     error::Error,
     fmt::Write as _,
-    fs,
+    fs, io,
     path::Path as FilePath,
     process::Command,
     time::{Duration, Instant},
 };
 
+use self::rounds::{Median, Rounds, Threads, Times, per_call};
 use candidates::{
-    Candidate, Path, Rank, SEATBELT, SERVICE, SHIELD, Settings, TOWER_RESILIENCE,
-    YARDSTICK,
+    Candidate, Path, Rank, SEATBELT, SERVICE, SHIELD, Settings, TOWER_RESILIENCE, YARDSTICK,
 };
-use tokio::{
-    runtime::{Builder, Runtime},
-    time::sleep,
-};
-
-use self::rounds::{Median, Rounds, Second, Times, per_call};
 
 fn main() -> Result<(), Box<dyn Error>> {
     let options = Options::read(std::env::args().skip(1))?;
@@ -33,35 +27,53 @@ fn main() -> Result<(), Box<dyn Error>> {
     let allocations = allocations()?;
     let bench = Bench::new(&options)?;
     let mut tables = Vec::new();
-    for group in groups() {
-        let table = bench.table(&group);
+    let groups = groups(&options);
+    for group in groups.iter().filter(|group| options.runs(group)) {
+        let table = bench.table(group);
         table.print(&allocations);
         tables.push(table);
+    }
+    if options.only.is_some() {
+        return Ok(());
     }
     bench.assert_cut_off()?;
     let json = FilePath::new(env!("CARGO_TARGET_TMPDIR")).join("overhead.json");
     fs::write(&json, to_json(&tables, &allocations))?;
-    println!("\n{:.0} s; {}", began.elapsed().as_secs_f64(), json.display());
+    let (seconds, misses) = (began.elapsed().as_secs_f64(), bench.threads.misses());
+    println!(
+        "\n{seconds:.0} s; {misses} blocks of two threads were not made at once; {}",
+        json.display()
+    );
     println!("{}", result(&tables, &allocations));
     Ok(())
 }
 
 struct Options {
     quick: bool,
+    /// Only the tables whose title contains it.
+    only: Option<String>,
 }
 
 impl Options {
     fn read(words: impl Iterator<Item = String>) -> Result<Self, Box<dyn Error>> {
-        let mut quick = false;
+        let (mut quick, mut only) = (false, None);
         for word in words {
             match word.as_str() {
                 "--quick" => quick = true,
                 // Cargo says so to every benchmark.
                 "--bench" => {}
-                _ => return Err(format!("{word}? There is: --quick").into()),
+                word if word.starts_with('-') => {
+                    return Err(format!("{word}? There are: --quick, <part of a title>").into());
+                }
+                _ => only = Some(word),
             }
         }
-        Ok(Self { quick })
+        Ok(Self { quick, only })
+    }
+
+    fn runs(&self, group: &Group) -> bool {
+        let only = self.only.as_ref();
+        only.is_none_or(|part| group.title.contains(part))
     }
 }
 
@@ -78,8 +90,6 @@ enum Run {
     OneThread,
     /// On two threads at once.
     TwoThreads,
-    /// On one thread, where no other timer is set.
-    NoOtherTimer,
     /// So many tasks on a runtime with two threads.
     Tasks(u32),
 }
@@ -89,14 +99,13 @@ const YIELD: &str = "yield, one thread";
 const READY_SHARED: &str = "ready, two threads";
 const YIELD_SHARED: &str = "yield, two threads";
 
-fn groups() -> Vec<Group> {
+/// A quick run leaves out the parts where two threads run: it takes long until both have a processor, if others are busy too.
+fn groups(options: &Options) -> Vec<Group> {
     use Path::{Failure, Full, Open, Ready, Yield};
-    use Run::{NoOtherTimer, OneThread, Tasks, TwoThreads};
+    use Run::{OneThread, Tasks, TwoThreads};
     let all: fn(&Candidate) -> bool = |_| true;
     let whole: fn(&Candidate) -> bool = |candidate| candidate.rank == Rank::Whole;
-    // The driver of seatbelt's clock always has a timer.
-    let alone: fn(&Candidate) -> bool =
-        |candidate| candidate.rank == Rank::Whole && !candidate.name.contains("seatbelt");
+    let shared = if options.quick { whole } else { all };
     let group = |title, path, limit, run, shown| Group {
         title,
         settings: Settings { path, limit },
@@ -106,67 +115,52 @@ fn groups() -> Vec<Group> {
     vec![
         group(READY, Ready, 1_000, OneThread, all),
         group(YIELD, Yield, 1_000, OneThread, all),
-        group(READY_SHARED, Ready, 1_000, TwoThreads, all),
-        group(YIELD_SHARED, Yield, 1_000, TwoThreads, all),
-        group("ready, two threads, limit 20", Ready, 20, TwoThreads, whole),
+        group(READY_SHARED, Ready, 1_000, TwoThreads, shared),
+        group(YIELD_SHARED, Yield, 1_000, TwoThreads, shared),
+        group(
+            "ready, two threads, limit 20",
+            Ready,
+            20,
+            TwoThreads,
+            shared,
+        ),
         group("yield, 2 tasks, limit 20", Yield, 20, Tasks(2), whole),
         group("yield, 40 tasks, limit 20", Yield, 20, Tasks(40), whole),
-        group("yield, no other timer", Yield, 1_000, NoOtherTimer, alone),
         group("failure, one thread", Failure, 1_000, OneThread, all),
-        group("failure, two threads", Failure, 1_000, TwoThreads, all),
+        group("failure, two threads", Failure, 1_000, TwoThreads, shared),
         group("open circuit, one thread", Open, 1_000, OneThread, all),
-        group("open circuit, two threads", Open, 1_000, TwoThreads, all),
+        group("open circuit, two threads", Open, 1_000, TwoThreads, shared),
         group("full queue, one thread", Full, 1, OneThread, all),
-        group("full queue, two threads", Full, 1, TwoThreads, all),
+        group("full queue, two threads", Full, 1, TwoThreads, shared),
     ]
 }
 
 struct Bench {
     rounds: Rounds,
-    /// Its thread keeps the timers going.
-    busy: Runtime,
-    /// Nobody else has a timer here.
-    idle: Runtime,
-    tasks: Runtime,
-    second: Second,
+    threads: Threads,
 }
 
 impl Bench {
-    fn new(options: &Options) -> Result<Self, Box<dyn Error>> {
-        let runtime = |threads| {
-            Builder::new_multi_thread()
-                .worker_threads(threads)
-                .enable_time()
-                .build()
+    fn new(options: &Options) -> io::Result<Self> {
+        let (rounds, block) = if options.quick {
+            (31, 300)
+        } else {
+            (151, 1_000)
         };
-        let (busy, idle, tasks) = (runtime(1)?, runtime(1)?, runtime(2)?);
-        // As in any process that does something, the next timer to ring is another one: setting ours wakes nobody.
-        for runtime in [&busy, &tasks] {
-            runtime.spawn(async {
-                loop {
-                    sleep(Duration::from_millis(10)).await;
-                }
-            });
-        }
-        let second = Second::on(busy.handle().clone());
-        let (rounds, block) = if options.quick { (41, 500) } else { (201, 2_000) };
         Ok(Self {
             rounds: Rounds {
                 rounds,
                 block: Duration::from_micros(block),
             },
-            busy,
-            idle,
-            tasks,
-            second,
+            threads: Threads::new()?,
         })
     }
 
     fn table(&self, group: &Group) -> Table {
+        let threads = &self.threads;
         let runtime = match group.run {
-            Run::OneThread | Run::TwoThreads => &self.busy,
-            Run::NoOtherTimer => &self.idle,
-            Run::Tasks(_) => &self.tasks,
+            Run::OneThread => threads.one(),
+            Run::TwoThreads | Run::Tasks(_) => threads.two(),
         };
         let _entered = runtime.enter();
         let mut candidates = candidates::all(group.settings);
@@ -175,8 +169,8 @@ impl Bench {
         let times = self.rounds.of(candidates.len(), |candidate, calls| {
             let block = &blocks[candidate];
             match group.run {
-                Run::OneThread | Run::NoOtherTimer => per_call(block(calls), calls),
-                Run::TwoThreads => self.second.beside(block, calls),
+                Run::OneThread => threads.alone(block, calls),
+                Run::TwoThreads => threads.at_once(block, calls),
                 Run::Tasks(tasks) => {
                     let each = (calls / tasks).max(1);
                     let took = candidates[candidate].tasks(runtime, tasks, each);
@@ -184,7 +178,10 @@ impl Bench {
                 }
             }
         });
-        if matches!(group.settings.path, Path::Ready | Path::Yield | Path::Failure) {
+        if matches!(
+            group.settings.path,
+            Path::Ready | Path::Yield | Path::Failure
+        ) {
             candidates.iter().for_each(Candidate::assert_alive);
         }
         Table::new(group, &candidates, &times)
@@ -192,7 +189,8 @@ impl Bench {
 
     /// Everything that has a deadline cuts off a call that hangs.
     fn assert_cut_off(&self) -> Result<(), Box<dyn Error>> {
-        let _entered = self.tasks.enter();
+        let runtime = self.threads.two();
+        let _entered = runtime.enter();
         let candidates = candidates::all(Settings {
             path: Path::Ready,
             limit: 1_000,
@@ -200,10 +198,10 @@ impl Bench {
         let hangs: Vec<_> = candidates
             .iter()
             .filter_map(|candidate| Some((candidate.name, candidate.cuts_off()?)))
-            .map(|(name, hang)| (name, self.tasks.spawn(hang)))
+            .map(|(name, hang)| (name, runtime.spawn(hang)))
             .collect();
         for (name, hang) in hangs {
-            assert!(self.tasks.block_on(hang)?, "{name} lets a call hang");
+            assert!(runtime.block_on(hang)?, "{name} lets a call hang");
         }
         Ok(())
     }

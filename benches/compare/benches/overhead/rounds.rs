@@ -1,18 +1,22 @@
 //! Blocks of all candidates in turn, again and again in another order: whatever slows the machine down meets all of them.
 
 use std::{
-    hint,
+    cell::Cell,
+    hint, io,
     sync::{
         Arc,
         atomic::{AtomicU32, Ordering},
-        mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use candidates::candidate::Block;
-use tokio::runtime::Handle;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::{unconstrained, yield_now},
+    time::sleep,
+};
 
 /// How the rounds are made.
 #[derive(Clone, Copy, Debug)]
@@ -55,61 +59,111 @@ impl Rounds {
 
 const LEAST: u32 = 1_600;
 
-/// A second thread, which makes the same calls at the same time.
-pub struct Second {
-    jobs: Sender<Job>,
-    took: Receiver<Duration>,
+/// Where the calls are made.
+pub struct Threads {
+    one: Runtime,
+    two: Runtime,
+    misses: Cell<u32>,
 }
 
-struct Job {
-    block: Block,
-    calls: u32,
-    start: Arc<AtomicU32>,
-}
-
-impl Second {
-    /// Runs for as long as the program does.
-    pub fn on(runtime: Handle) -> Self {
-        let (jobs, todo) = channel::<Job>();
-        let (done, took) = channel();
-        thread::spawn(move || {
-            let _entered = runtime.enter();
-            for Job {
-                block,
-                calls,
-                start,
-            } in todo
-            {
-                meet(&start);
-                if done.send(block(calls)).is_err() {
-                    return;
-                }
-            }
-        });
-        Self { jobs, took }
-    }
-
-    /// The mean time of both threads for one call, in nanoseconds.
-    pub fn beside(&self, block: &Block, calls: u32) -> f64 {
-        let start = Arc::new(AtomicU32::new(0));
-        let job = Job {
-            block: block.clone(),
-            calls,
-            start: start.clone(),
+impl Threads {
+    pub fn new() -> io::Result<Self> {
+        let threads = Self {
+            one: Builder::new_current_thread().enable_time().build()?,
+            two: Builder::new_multi_thread()
+                .worker_threads(2)
+                .enable_time()
+                .build()?,
+            misses: Cell::new(0),
         };
-        self.jobs.send(job).expect("the thread runs");
-        meet(&start);
-        let here = block(calls);
-        let there = self.took.recv().expect("no block panics");
-        per_call((here + there) / 2, calls)
+        // As in any process that does something, the next timer to ring is another one: setting ours wakes nobody.
+        for runtime in [&threads.one, &threads.two] {
+            runtime.spawn(async {
+                loop {
+                    sleep(Duration::from_millis(10)).await;
+                }
+            });
+        }
+        Ok(threads)
+    }
+
+    pub fn one(&self) -> &Runtime {
+        &self.one
+    }
+
+    pub fn two(&self) -> &Runtime {
+        &self.two
+    }
+
+    /// The time of a call on one thread, in nanoseconds.
+    pub fn alone(&self, block: &Block, calls: u32) -> f64 {
+        let took = self.one.block_on(unconstrained(async {
+            // Whatever waits to be run runs now, and the timers that are due.
+            for _ in 0..2 {
+                yield_now().await;
+            }
+            block(calls)
+        }));
+        per_call(took, calls)
+    }
+
+    /// The mean time of a call on two threads that make such calls at once, in nanoseconds.
+    pub fn at_once(&self, block: &Block, calls: u32) -> f64 {
+        const TRIES: u32 = 20;
+        for _ in 1..TRIES {
+            let (shared, took) = self.try_at_once(block, calls);
+            if shared > 0.85 {
+                return per_call(took, calls);
+            }
+        }
+        self.misses.set(self.misses.get() + 1);
+        per_call(self.try_at_once(block, calls).1, calls)
+    }
+
+    /// The share of the time in which both threads ran, and the mean of their times.
+    fn try_at_once(&self, block: &Block, calls: u32) -> (f64, Duration) {
+        let met = Arc::new(AtomicU32::new(0));
+        let run = || {
+            let (met, block) = (met.clone(), block.clone());
+            let run = unconstrained(async move {
+                meet(&met);
+                let began = Instant::now();
+                let took = block(calls);
+                (began, Instant::now(), took)
+            });
+            self.two.spawn(run)
+        };
+        let (here, there) = (run(), run());
+        let (here, there) = self.two.block_on(async { (here.await, there.await) });
+        let (here, there) = (here.expect("no panic"), there.expect("no panic"));
+        let both = here
+            .1
+            .min(there.1)
+            .saturating_duration_since(here.0.max(there.0));
+        let either = here.1.max(there.1) - here.0.min(there.0);
+        let shared = both.as_secs_f64() / either.as_secs_f64();
+        (shared, (here.2 + there.2) / 2)
+    }
+
+    /// How often the two threads did not run at once, because the machine was busy.
+    pub fn misses(&self) -> u32 {
+        self.misses.get()
     }
 }
 
-/// Waits for the other thread without sleeping.
-fn meet(start: &AtomicU32) {
-    start.fetch_add(1, Ordering::Relaxed);
-    while start.load(Ordering::Relaxed) < 2 {
-        hint::spin_loop();
+/// Waits for the other thread to run too.
+fn meet(met: &AtomicU32) {
+    for meeting in 1..=3 {
+        met.fetch_add(1, Ordering::SeqCst);
+        let mut spins = 0;
+        while met.load(Ordering::SeqCst) < 2 * meeting {
+            spins += 1;
+            if spins % 10_000 == 0 {
+                thread::yield_now();
+            } else {
+                hint::spin_loop();
+            }
+        }
     }
 }
 

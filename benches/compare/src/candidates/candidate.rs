@@ -63,11 +63,19 @@ pub enum Has {
     Refusing,
     /// It can't be kept closed under failures.
     OpensUnderFailures,
+    /// Where most calls have failed, it takes more than a row of failures to open it.
+    ForgetsByTime,
 }
 
 /// A way to make calls. A clone shares what limits, counts and refuses.
 pub trait Stack: Clone + Send + 'static {
     type Error: Told + Send;
+
+    /// Whether it can be called; always, unless it says otherwise.
+    #[inline]
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
 
     fn call(&mut self, ask: Ask) -> impl Future<Output = Result<u64, Self::Error>> + Send;
 }
@@ -90,9 +98,13 @@ where
     type Error = S::Error;
 
     #[inline]
-    async fn call(&mut self, ask: Ask) -> Result<u64, S::Error> {
-        poll_fn(|cx| self.0.poll_ready(cx)).await?;
-        self.0.call(ask).await
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.0.poll_ready(cx)
+    }
+
+    #[inline]
+    fn call(&mut self, ask: Ask) -> impl Future<Output = Result<u64, S::Error>> + Send {
+        self.0.call(ask)
     }
 }
 
@@ -144,6 +156,8 @@ impl Candidate {
         settings: Settings,
         mut stack: impl Stack,
     ) -> Self {
+        let ready = finish(poll_fn(|cx| stack.poll_ready(cx)));
+        assert!(ready.is_ok(), "{name} is never ready");
         let bytes = size_of_val(&stack.call(Ask::AtOnce)) - size_of::<Answer>();
         let stack = Arc::new(Shared {
             stack: Mutex::new(stack),
@@ -216,8 +230,13 @@ impl Candidate {
         if self.has.contains(&Has::Limiting) {
             self.assert_limited();
         }
-        let breaks = self.has.contains(&Has::Breaking);
-        let failures = breaks.then(|| self.trip());
+        let slow = self.settings.path == Path::Failure && self.has.contains(&Has::ForgetsByTime);
+        let breaks = self.has.contains(&Has::Breaking) && !slow;
+        let failures = breaks.then(|| {
+            // A row of failures begins here.
+            self.stack.block(Path::Ready, 1);
+            self.trip()
+        });
         if let Some(check) = &self.check {
             check(self.stack.good(), failures);
         }
@@ -329,7 +348,7 @@ impl<S: Stack> Erased for Shared<S> {
                         _ => Ask::AtOnce,
                     };
                     for _ in 0..calls {
-                        tally.add(stack.call(black_box(ask)).await);
+                        tally.add(call(&mut stack, black_box(ask)).await);
                     }
                     tally
                 });
@@ -347,14 +366,14 @@ impl<S: Stack> Erased for Shared<S> {
     fn hang(&self) -> Hang {
         let mut stack = self.handle();
         Box::pin(async move {
-            let result = stack.call(Ask::Hang).await;
+            let result = call(&mut stack, Ask::Hang).await;
             matches!(result, Err(error) if error.is_refusal())
         })
     }
 
     fn fail(&self) -> bool {
         let mut stack = self.handle();
-        match finish(stack.call(Ask::Fail)) {
+        match finish_call(&mut stack, Ask::Fail) {
             Ok(_) => panic!("a failure became a success"),
             Err(error) => error.is_refusal(),
         }
@@ -378,9 +397,22 @@ fn failure(call: u32) -> Ask {
 fn calls_of<S: Stack>(stack: &mut S, calls: u32, ask: impl Fn(u32) -> Ask) -> Tally {
     let mut tally = Tally::default();
     for call in 0..calls {
-        tally.add(finish(stack.call(black_box(ask(call)))));
+        tally.add(finish_call(stack, black_box(ask(call))));
     }
     tally
+}
+
+#[inline]
+fn finish_call<S: Stack>(stack: &mut S, ask: Ask) -> Result<u64, S::Error> {
+    finish(poll_fn(|cx| stack.poll_ready(cx)))?;
+    finish(stack.call(ask))
+}
+
+/// The same in a task.
+#[inline]
+async fn call<S: Stack>(stack: &mut S, ask: Ask) -> Result<u64, S::Error> {
+    poll_fn(|cx| stack.poll_ready(cx)).await?;
+    stack.call(ask).await
 }
 
 /// How the calls of a block ended. The answers are added up: that shows that each call was made.

@@ -3,8 +3,8 @@
 use std::future::Future;
 
 use steadfast::{
-    Breaker, Classify, ConcurrencyLimiter, ConfigError, Deadline, Kind, Retry, Shield,
-    Verdict, retry::Budget,
+    Breaker, Classify, ConcurrencyLimiter, ConfigError, Deadline, Kind, Retry, Shield, Verdict,
+    retry::Budget,
 };
 use tower::{Layer, ServiceBuilder, util::BoxCloneService};
 
@@ -57,12 +57,20 @@ fn candidates(settings: Settings) -> Result<Vec<Candidate>, ConfigError> {
         candidate("breaker by hand", part, &[Breaking], settings, |parts| {
             Ok(Admit(parts.breaker.clone()))
         })?,
-        candidate("limiter layer", part, &[Limiting, Refusing], settings, |parts| {
-            Ok(Tower(parts.limiter.layer().layer(Inner)))
-        })?,
-        candidate("limiter by hand", part, &[Limiting, Refusing], settings, |parts| {
-            Ok(Acquire(parts.limiter.clone()))
-        })?,
+        candidate(
+            "limiter layer",
+            part,
+            &[Limiting, Refusing],
+            settings,
+            |parts| Ok(Tower(parts.limiter.layer().layer(Inner))),
+        )?,
+        candidate(
+            "limiter by hand",
+            part,
+            &[Limiting, Refusing],
+            settings,
+            |parts| Ok(Acquire(parts.limiter.clone())),
+        )?,
     ])
 }
 

@@ -46,7 +46,7 @@ use super::{
     ATTEMPT, HOUR, SEATBELT, Settings, TOWER_RESILIENCE, YARDSTICK,
     candidate::{
         Bare, Candidate,
-        Has::{self, Breaking, Cutting, Limiting, OpensUnderFailures, Refusing},
+        Has::{self, Breaking, Cutting, ForgetsByTime, Limiting, OpensUnderFailures, Refusing},
         Path, Rank, Stack, Told, Tower,
     },
     inner::{Answer, Ask, Inner, Trouble},
@@ -64,11 +64,17 @@ pub fn all(settings: Settings) -> Vec<Candidate> {
         whole.of("tower, BoxCloneService", &[Limiting, Cutting], {
             Tower(BoxCloneService::new(tower(settings, Never)))
         }),
-        whole.of(SEATBELT, &[Breaking, Cutting], seatbelt(settings, None)),
-        whole.of("seatbelt and a limit", &[Breaking, Limiting, Cutting], {
-            seatbelt(settings, Some(slots()))
-        }),
-        whole.of("seatbelt as layers", &[Breaking, Cutting], {
+        whole.of(
+            SEATBELT,
+            &[Breaking, ForgetsByTime, Cutting],
+            seatbelt(settings, None),
+        ),
+        whole.of(
+            "seatbelt and a limit",
+            &[Breaking, ForgetsByTime, Limiting, Cutting],
+            seatbelt(settings, Some(slots())),
+        ),
+        whole.of("seatbelt as layers", &[Breaking, ForgetsByTime, Cutting], {
             seatbelt_layers(settings)
         }),
         part.of("tokio timeout", &[Cutting], TokioTimeout),
@@ -81,7 +87,7 @@ pub fn all(settings: Settings) -> Vec<Candidate> {
         part.of("tower Retry, TpsBudget", &[], {
             Tower(RetryLayer::new(Budgeted::new(Arc::default())).layer(Inner))
         }),
-        part.of("seatbelt breaker", &[Breaking], {
+        part.of("seatbelt breaker", &[Breaking, ForgetsByTime], {
             let breaker = Breaker::layer("breaker", &context())
                 .recovery_with(|result, _| failure(result))
                 .rejected_input_error(|_, _| Trouble::Theirs)
@@ -106,7 +112,7 @@ pub fn all(settings: Settings) -> Vec<Candidate> {
             let recloser = recloser.closed_len(100).open_wait(HOUR);
             Reclosing(AsyncRecloser::from(recloser.build()))
         }),
-        part.of("tower-resilience bulkhead", &[Limiting, Refusing], {
+        part.of("tower-resilience bulkhead", &[Limiting], {
             Tower(bulkhead(settings).layer(Inner))
         }),
     ];
@@ -247,14 +253,16 @@ fn resilience(settings: Settings) -> Candidate {
         .budget(budget.clone())
         .retry_on(|_| false)
         .build();
-    let attempt = TimeLimiterLayer::builder().timeout_duration(ATTEMPT).build();
+    let attempt = TimeLimiterLayer::builder()
+        .timeout_duration(ATTEMPT)
+        .build();
     let service = ServiceBuilder::new()
         .layer(retry)
         .layer(resilience_breaker(settings))
         .layer(bulkhead(settings))
         .layer(attempt)
         .service(Inner);
-    let has = &[Breaking, Limiting, Cutting, Refusing];
+    let has = &[Breaking, Limiting, Cutting];
     let whole = New(Rank::Whole, settings);
     let candidate = whole.of(TOWER_RESILIENCE, has, Tower(service));
     candidate.check(move |_, _| assert_finite("token bucket", || budget.try_withdraw()))
@@ -265,28 +273,30 @@ type Resilience = CircuitBreakerError<BulkheadServiceError<TimeLimiterError<Trou
 fn resilience_breaker(
     settings: Settings,
 ) -> CircuitBreakerLayer<tower_resilience::circuitbreaker::DefaultClassifier> {
-    let breaker = CircuitBreakerLayer::builder()
-        .failure_rate_threshold(threshold(settings).into())
-        .minimum_number_of_calls(20)
-        .sliding_window_size(100)
-        .wait_duration_in_open(HOUR)
-        .build();
-    breaker.expect("the breaker is in range")
+    let breaker = CircuitBreakerLayer::builder().wait_duration_in_open(HOUR);
+    let breaker = match settings.path {
+        // Its window does not forget: by rate it would never open after a long run.
+        Path::Failure => breaker.consecutive_failures(150),
+        _ => breaker
+            .failure_rate_threshold(0.5)
+            .minimum_number_of_calls(20)
+            .sliding_window_size(100),
+    };
+    breaker.build().expect("the breaker is in range")
 }
 
+/// It refuses by a timer only, even where nobody may wait: that takes a millisecond, and is not measured.
 fn bulkhead(settings: Settings) -> BulkheadLayer {
-    let bulkhead = BulkheadLayer::builder().max_concurrent_calls(settings.limit);
-    let bulkhead = match settings.path {
-        Path::Full => bulkhead.reject_when_full(),
-        _ => bulkhead.max_wait_duration(Duration::from_secs(1)),
-    };
+    let bulkhead = BulkheadLayer::builder()
+        .max_concurrent_calls(settings.limit)
+        .max_wait_duration(Duration::from_secs(1));
     bulkhead.build().expect("the bulkhead is in range")
 }
 
-/// The share of failures that opens a circuit.
+/// The share of failures that opens a circuit; one call of fifty is good where all others fail.
 fn threshold(settings: Settings) -> f32 {
     match settings.path {
-        Path::Failure => 1.0,
+        Path::Failure => 0.999,
         _ => 0.5,
     }
 }
