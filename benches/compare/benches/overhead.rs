@@ -41,7 +41,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     fs::write(&json, to_json(&tables, &allocations))?;
     let (seconds, misses) = (began.elapsed().as_secs_f64(), bench.threads.misses());
     println!(
-        "\n{seconds:.0} s; {misses} blocks of two threads were not made at once; {}",
+        "\n{seconds:.0} s; {misses} blocks were not made by two threads at once; {}",
         json.display()
     );
     println!("{}", result(&tables, &allocations));

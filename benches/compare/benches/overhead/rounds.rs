@@ -24,9 +24,13 @@ pub struct Rounds {
     pub rounds: usize,
     /// About how long a block takes.
     pub block: Duration,
+    /// No round begins later than this, if there were enough.
+    pub at_most: Duration,
 }
 
-/// The times of one candidate, by round, in nanoseconds for each call.
+const ENOUGH: usize = 9;
+
+/// The times of one candidate, by round, in nanoseconds for each call; NaN where it was not to be had.
 pub type Times = Vec<f64>;
 
 impl Rounds {
@@ -37,7 +41,11 @@ impl Rounds {
             .collect();
         let mut times = vec![Times::new(); candidates];
         let mut order: Vec<usize> = (0..candidates).collect();
-        for _ in 0..self.rounds {
+        let began = Instant::now();
+        for round in 0..self.rounds {
+            if round >= ENOUGH && began.elapsed() > self.at_most {
+                break;
+            }
             fastrand::shuffle(&mut order);
             for &candidate in &order {
                 times[candidate].push(measure(candidate, calls[candidate]));
@@ -50,7 +58,7 @@ impl Rounds {
     fn calls(&self, mut measure: impl FnMut(u32) -> f64) -> u32 {
         // The first block pays for whatever is bought once; a slow moment must not make the blocks too short.
         measure(LEAST);
-        let fastest = (0..3).map(|_| measure(LEAST)).fold(f64::INFINITY, f64::min);
+        let fastest = (0..3).map(|_| measure(LEAST)).fold(1_000.0, f64::min);
         let calls = self.block.as_nanos() as f64 / fastest.max(1.0);
         // A whole number of the patterns that recur: failures, reads of the clock.
         (calls as u32 / LEAST).max(1) * LEAST
@@ -109,15 +117,14 @@ impl Threads {
 
     /// The mean time of a call on two threads that make such calls at once, in nanoseconds.
     pub fn at_once(&self, block: &Block, calls: u32) -> f64 {
-        const TRIES: u32 = 20;
-        for _ in 1..TRIES {
-            let (shared, took) = self.try_at_once(block, calls);
-            if shared > 0.85 {
-                return per_call(took, calls);
-            }
-        }
-        self.misses.set(self.misses.get() + 1);
-        per_call(self.try_at_once(block, calls).1, calls)
+        const TRIES: u32 = 3;
+        let mut tries = (0..TRIES).map(|_| self.try_at_once(block, calls));
+        let at_once = tries.find(|(shared, _)| *shared > 0.85);
+        let Some((_, took)) = at_once else {
+            self.misses.set(self.misses.get() + 1);
+            return f64::NAN;
+        };
+        per_call(took, calls)
     }
 
     /// The share of the time in which both threads ran, and the mean of their times.
@@ -180,9 +187,12 @@ pub struct Median {
 }
 
 impl Median {
-    /// There is at least one value.
+    /// Of those that are numbers.
     pub fn of(values: impl IntoIterator<Item = f64>) -> Self {
-        let mut values: Vec<f64> = values.into_iter().collect();
+        let mut values: Vec<f64> = values.into_iter().filter(|value| !value.is_nan()).collect();
+        if values.is_empty() {
+            values.push(f64::NAN);
+        }
         values.sort_by(f64::total_cmp);
         let count = values.len() as f64;
         // The ranks of the bounds: a binomial of n and a half, by its normal approximation.
