@@ -142,15 +142,16 @@ struct Bench {
 
 impl Bench {
     fn new(options: &Options) -> io::Result<Self> {
-        let (rounds, block) = if options.quick {
-            (31, 300)
+        let (rounds, block, at_most) = if options.quick {
+            (41, 300, 3)
         } else {
-            (151, 1_000)
+            (201, 1_000, 60)
         };
         Ok(Self {
             rounds: Rounds {
                 rounds,
                 block: Duration::from_micros(block),
+                at_most: Duration::from_secs(at_most),
             },
             threads: Threads::new()?,
         })
