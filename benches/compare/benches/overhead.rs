@@ -143,7 +143,7 @@ struct Bench {
 impl Bench {
     fn new(options: &Options) -> io::Result<Self> {
         let (rounds, block, at_most) = if options.quick {
-            (41, 300, 3)
+            (61, 400, 4)
         } else {
             (201, 1_000, 60)
         };

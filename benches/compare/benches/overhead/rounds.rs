@@ -119,7 +119,7 @@ impl Threads {
     pub fn at_once(&self, block: &Block, calls: u32) -> f64 {
         const TRIES: u32 = 3;
         let mut tries = (0..TRIES).map(|_| self.try_at_once(block, calls));
-        let at_once = tries.find(|(shared, _)| *shared > 0.85);
+        let at_once = tries.find(|(shared, _)| *shared > 0.7);
         let Some((_, took)) = at_once else {
             self.misses.set(self.misses.get() + 1);
             return f64::NAN;
