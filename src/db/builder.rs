@@ -120,7 +120,7 @@ impl<DB: Driver> Builder<DB> {
         self
     }
 
-    /// How many attempts a call may make in all, where it may make more than one.
+    /// How many attempts a call may make in all, if more than one.
     ///
     /// By default the 3 of [`Retry`]; after a conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
     pub fn attempts(mut self, attempts: u32) -> Self {

@@ -222,7 +222,7 @@ impl Candidate {
     pub fn cuts_off(&self) -> Option<impl Future<Output = bool> + Send + use<>> {
         let hang = self.stack.hang();
         let cuts = self.has.contains(&Has::Cutting);
-        cuts.then(|| async { matches!(timeout(2 * ATTEMPT, hang).await, Ok(true)) })
+        cuts.then_some(async { matches!(timeout(2 * ATTEMPT, hang).await, Ok(true)) })
     }
 
     /// Panics unless what it has was alive in the calls so far and has counted them rightly. Afterwards its circuit is open.
