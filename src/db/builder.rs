@@ -120,7 +120,7 @@ impl<DB: Driver> Builder<DB> {
         self
     }
 
-    /// How many attempts a call may make in all, where it may make more than one.
+    /// How many attempts a call may make in all, if more than one.
     ///
     /// By default the 3 of [`Retry`], or 10 where calls wait for the server ([`when_open`](Self::when_open)), as one that comes back may go again. After a
     /// conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
