@@ -14,7 +14,7 @@
 //!
 //! Run it: `cargo run --example load --features postgres`, better with `--release`; then `-- --clients 1000 --mode all --seconds 20`.
 //!
-//! A copy needs the files `server.rs` and `postgres.rs` of `tests/support` as `src/server.rs` and `src/postgres.rs`, without the `path` below.
+//! A copy needs the files of `tests/support` too, where the `path` below looks for them.
 //!
 //! ```toml
 //! [dependencies]
@@ -22,9 +22,14 @@
 //! fastrand = "2"
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio"] }
 //! tokio = { version = "1.47", features = ["macros", "rt-multi-thread", "time"] }
+//! ```
 //!
+//! Those files ask which servers are wanted:
+//!
+//! ```toml
 //! [features]
 //! default = ["postgres"]
+//! mysql = []
 //! postgres = []
 //! ```
 #![allow(clippy::disallowed_methods, reason = "a real database, the real clock")]

@@ -1,6 +1,6 @@
 //! Refusals, the error types that carry them, and bad configuration.
 
-use std::{error, fmt, io, time::Duration};
+use std::{error, fmt, io, iter, time::Duration};
 
 use thiserror::Error;
 
@@ -58,18 +58,7 @@ impl Rejected {
     /// assert!(matches!(Rejected::of(&*error), Some(Rejected::Overloaded { .. })));
     /// ```
     pub fn of<'a>(error: &'a (dyn error::Error + 'static)) -> Option<&'a Self> {
-        let mut next = Some(error);
-        while let Some(error) = next {
-            if let Some(rejected) = error.downcast_ref::<Self>() {
-                return Some(rejected);
-            }
-            // `io::Error` hides what it wraps from `source()`, but not from `get_ref()`.
-            next = match error.downcast_ref::<io::Error>().map(io::Error::get_ref) {
-                Some(Some(inner)) => Some(inner),
-                _ => error.source(),
-            };
-        }
-        None
+        chain(error).find_map(|error| error.downcast_ref())
     }
 
     /// Whether the dependency may have acted on the call.
@@ -78,7 +67,7 @@ impl Rejected {
     }
 
     /// What it means to breaker and retry: a call that was sent may have acted, any other says nothing about the dependency.
-    fn kind(&self) -> Kind {
+    pub(crate) fn kind(&self) -> Kind {
         if self.sent() {
             Kind::Ambiguous
         } else {
@@ -93,6 +82,19 @@ impl Rejected {
             Self::DeadlineExceeded { .. } | Self::Overloaded { .. } => None,
         }
     }
+}
+
+/// The error and everything behind it.
+pub(crate) fn chain<'a>(
+    error: &'a (dyn error::Error + 'static),
+) -> impl Iterator<Item = &'a (dyn error::Error + 'static)> {
+    iter::successors(Some(error), |error| {
+        // `io::Error` hides what it wraps from `source()`, but not from `get_ref()`.
+        match error.downcast_ref::<io::Error>().map(io::Error::get_ref) {
+            Some(Some(inner)) => Some(inner),
+            _ => error.source(),
+        }
+    })
 }
 
 /// Why the queue in front of a dependency refused a call.

@@ -1,7 +1,6 @@
 //! Database and service calls that survive: deadlines, classified retries, a circuit breaker, a bounded queue.
 //!
-//! A call is a closure, or a request to a [`tower`](https://docs.rs/tower) service. An HTTP handler or client can be guarded as such a service if its
-//! requests are `Clone`; HTTP has no support of its own yet.
+//! A call is a closure, or a request to a [`tower`](https://docs.rs/tower) service.
 //!
 //! ```text
 //!  shield.run(f)
@@ -89,6 +88,16 @@
     doc = "With the feature `sqlx`, `db::Db` stands wherever an `&Pool` of sqlx stood."
 )]
 //!
+//! # HTTP
+#![cfg_attr(
+    feature = "http",
+    doc = "[`HttpLayer`](http::HttpLayer) guards handlers and answers for them where it refuses; clients are told what statuses mean: see [`http`]."
+)]
+#![cfg_attr(
+    not(feature = "http"),
+    doc = "With the feature `http`, `HttpLayer` guards handlers and answers for them where it refuses; clients are told what statuses mean."
+)]
+//!
 //! # Where to look
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and
 //! error types are in [`error`](mod@error), what is reported in [`event`].
@@ -99,6 +108,7 @@
 //! | `tower` (default) | the layers, the handles and the shield |
 //! | `sqlx` | `db`; `classify::Sqlx`; refusals in `sqlx::Error` |
 //! | `postgres`, `mysql`, `sqlite` | `sqlx`, that database's `Db`, and what its errors mean |
+//! | `http` | `http`: deadlines, limits and breakers around handlers; `classify::HttpStatus` |
 //! | `test-util` | `fault`: faults on purpose, for the tests of your own services |
 //!
 //! Without `tower` only what is pure remains: the vocabulary, and the tables of [`classify`].
@@ -148,6 +158,9 @@ pub mod deadline;
 pub mod fault;
 #[cfg(feature = "tower")]
 mod gated;
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub mod http;
 #[cfg(feature = "tower")]
 pub mod limit;
 #[cfg(feature = "tower")]

@@ -104,6 +104,12 @@ pub(crate) async fn sleep_until(at: Instant) {
     poll_fn(|cx| timer.poll(at, cx)).await;
 }
 
+/// What the clock on the wall shows. Only for dates that come from elsewhere: it may jump, and a paused clock does not stop it.
+#[cfg(feature = "http")]
+pub(crate) fn wall() -> std::time::SystemTime {
+    std::time::SystemTime::now()
+}
+
 /// The idle timers of one thread, all made on the runtime `made_on`.
 struct Pool {
     made_on: Option<Id>,

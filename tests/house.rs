@@ -20,7 +20,7 @@ const PURE_PLUMBING: [&str; 4] = ["fifo", "ring", "shard", "sync"];
 const PATTERNS: [&str; 4] = ["breaker", "retry", "limit", "deadline"];
 
 /// The pure cores of each folder. Not all have to exist, but where the folder does, one of them must.
-const CORES: [(&str, &[&str]); 6] = [
+const CORES: [(&str, &[&str]); 7] = [
     ("breaker", &["circuit.rs", "gate.rs", "window.rs"]),
     ("retry", &["schedule.rs", "backoff.rs", "balance.rs"]),
     ("limit", &["gate.rs", "estimate.rs"]),
@@ -30,6 +30,16 @@ const CORES: [(&str, &[&str]); 6] = [
     ),
     ("fault", &["plan.rs"]),
     ("db", &["lease.rs", "usage.rs", "meter.rs", "stats.rs"]),
+    (
+        "http",
+        &[
+            "deadline_header.rs",
+            "retry_after.rs",
+            "status.rs",
+            "response.rs",
+            "method.rs",
+        ],
+    ),
 ];
 
 #[test]

@@ -522,29 +522,42 @@ async fn a_call_that_was_dropped_behind_a_pooler_ends_on_the_server_and_gives_it
 }
 
 #[tokio::test]
-async fn calls_that_are_dropped_behind_a_pooler_stop_nobody_elses() -> Result<(), sqlx::Error> {
+async fn a_call_that_was_dropped_behind_a_pooler_stops_nobody_elses() -> Result<(), sqlx::Error> {
     let Some(server) = Postgres::start() else {
         return Ok(());
     };
     let pooler = PgBouncer::start(&server);
-    let db = behind(pooler.port(), web()).await?;
-    let mut clients = JoinSet::new();
-    for client in 0..CLIENTS {
-        let db = db.clone();
-        clients.spawn(async move {
-            for call in 0..20 {
-                let query = sqlx::query("SELECT pg_sleep(0.005)");
-                if client % 2 == 0 {
-                    query.execute(db.once()).await.unwrap();
-                } else {
-                    let patience = Duration::from_millis(u64::from(client + call) % 13);
-                    let _ = timeout(patience, query.execute(&db)).await;
-                }
-            }
-        });
-    }
-    clients.join_all().await;
+    // Nobody asks who its connections are, before they are cleaned for the first time.
+    let pool = PgPoolOptions::new()
+        .max_connections(1)
+        .connect_lazy_with(pooler.options());
+    let db = PgDb::builder(pool)
+        .pooler(PoolerMode::TransactionPlain)
+        .build()?;
+    let dropped = |sql| {
+        let call = sqlx::query(sql).execute(&db);
+        timeout(Duration::from_millis(100), call)
+    };
+    sqlx::query("SELECT 1").execute(&db).await?;
+    assert!(dropped("SELECT pg_sleep(0.105)").await.is_err());
     comes_to_rest(&db).await;
+    let connections = db.pool().size();
+    assert_eq!(connections, 1, "it ended by itself, and was asked");
+
+    // The server is another client's now, and the other two are taken.
+    let mut other = pooler.connect().await;
+    let theirs = tokio::spawn(async move {
+        let query = sqlx::raw_sql("SELECT pg_sleep(0.7)");
+        query.execute(&mut other).await
+    });
+    sleep(Duration::from_millis(50)).await;
+    let hogs = [hog(&pooler).await, hog(&pooler).await];
+    assert!(dropped("SELECT 1").await.is_err());
+    sleep(Duration::from_millis(50)).await;
+    // One is for the call that was dropped, and through one the first could be stopped.
+    drop(hogs);
+    comes_to_rest(&db).await;
+    theirs.await.unwrap()?;
     Ok(())
 }
 

@@ -193,6 +193,12 @@ impl Breaker {
         self.shared.gate.is_due(time::now())
     }
 
+    /// Whether it was told how long an attempt may take.
+    #[cfg(feature = "http")]
+    pub(crate) fn has_attempt_deadline(&self) -> bool {
+        self.shared.attempt_deadline.is_some()
+    }
+
     /// The circuit, for a pass that borrows it.
     pub(crate) fn shared(&self) -> &Shared {
         &self.shared

@@ -36,7 +36,7 @@ pub(crate) struct Shared {
     waiting: Mutex<Fifo<Waker>>,
     pub(super) state: watch::Sender<State>,
     slow_after: Option<Duration>,
-    attempt_deadline: Option<Duration>,
+    pub(super) attempt_deadline: Option<Duration>,
     when_open: WhenOpen,
     pub(super) reporter: Reporter,
 }

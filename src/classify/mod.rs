@@ -38,6 +38,10 @@
     feature = "sqlx",
     doc = "| [`database`] | `sqlx::Error` and a [`Phase`] | feature `sqlx` |"
 )]
+#![cfg_attr(
+    feature = "http",
+    doc = "| [`HttpStatus`] | `http::Response` by its status | feature `http` |"
+)]
 //! | [`postgres`] | SQLSTATE, [`Severity`], routine, [`Phase`] | nothing |
 //! | [`pooler`] | the message with which a PostgreSQL pooler ends a session | nothing |
 //! | [`mysql`] | error number of MySQL or MariaDB, [`Phase`] | nothing |
@@ -80,3 +84,6 @@ pub use self::{
     sqlstate::{pooler, postgres},
     verdict::{DbVerdict, Fate, Heal, Phase, Severity, lost},
 };
+#[cfg(feature = "http")]
+#[cfg_attr(docsrs, doc(cfg(feature = "http")))]
+pub use crate::http::HttpStatus;

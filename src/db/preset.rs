@@ -158,6 +158,10 @@ impl Preset {
     }
 
     /// Whether a connection that was idle is pinged before it is used.
+    ///
+    /// After half a second of silence a new connection is made beside it. Once the server has answered there, the silent one is closed, and with it all that are
+    /// idle: where one is dead, others are. So dead connections cost one call half a second and a connect, however many there are. While the server is silent
+    /// everywhere, or a pooler is full, they are kept, and calls wait for as long as [`acquire`](Self::acquire) says.
     pub fn pre_ping(mut self, pings: bool) -> Self {
         self.pre_ping = pings;
         self

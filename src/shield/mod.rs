@@ -66,6 +66,8 @@ mod service;
 
 use std::{fmt, sync::Arc, time::Duration};
 
+#[cfg(feature = "http")]
+pub(crate) use self::run::{Attempts, Engine};
 pub use self::{
     run::Run,
     service::{ResponseFuture, ShieldService},
@@ -181,14 +183,16 @@ impl<C> fmt::Debug for Shield<C> {
     }
 }
 
-/// What a shield does with a call.
-struct Policy {
-    deadline: Duration,
-    attempt_deadline: Duration,
-    retry: Option<Retry>,
-    breaker: Option<Breaker>,
-    limiter: Option<ConcurrencyLimiter>,
-    reporter: Reporter,
+/// What a stack does with a call.
+pub(crate) struct Policy {
+    pub(crate) deadline: Duration,
+    pub(crate) attempt_deadline: Duration,
+    /// An attempt that ran for so long and was then cut off has failed; the breaker's own attempt deadline where it is `None`.
+    pub(crate) hang_after: Option<Duration>,
+    pub(crate) retry: Option<Retry>,
+    pub(crate) breaker: Option<Breaker>,
+    pub(crate) limiter: Option<ConcurrencyLimiter>,
+    pub(crate) reporter: Reporter,
 }
 
 /// The settings of a [`Shield`]; their defaults stand in the [module](self).
@@ -328,6 +332,7 @@ impl<C> Builder<C> {
         let policy = Policy {
             deadline,
             attempt_deadline,
+            hang_after: Some(attempt_deadline),
             retry,
             breaker,
             limiter: self.limiter,

@@ -32,7 +32,7 @@ use crate::{
 };
 
 /// A policy with a way to hold its parts: borrowed for a call that the shield outlives, owned for one that it may not.
-pub(super) trait Parts {
+pub(crate) trait Parts {
     type Breaker: Deref<Target = breaker::Shared> + Clone;
     type Limiter: Deref<Target = limit::Shared> + Clone;
 
@@ -76,7 +76,7 @@ impl Parts for Arc<Policy> {
 }
 
 /// Makes the attempts of one call.
-pub(super) trait Attempts {
+pub(crate) trait Attempts {
     type Future: Future;
 
     /// The next attempt; `last`: no other can follow it.
@@ -112,7 +112,7 @@ pin_project! {
 
 impl<'a, K, F, Fut: Future> Run<'a, K, F, Fut> {
     pub(super) fn new(policy: &'a Policy, classify: K, call: F) -> Self {
-        let engine = Engine::new(policy, classify, call);
+        let engine = Engine::new(policy, policy.deadline, classify, call);
         Self { engine }
     }
 }
@@ -133,12 +133,13 @@ where
 
 pin_project! {
     /// One call through the stack `P`, whose attempts `A` makes and `K` judges.
-    pub(super) struct Engine<P, K, A, F>
+    pub(crate) struct Engine<P, K, A, F>
     where
         P: Parts,
         F: Future,
     {
         parts: P,
+        deadline: Duration,
         classify: K,
         attempts: A,
         attempt: u32,
@@ -193,9 +194,11 @@ where
     P: Parts,
     F: Future,
 {
-    pub(super) fn new(parts: P, classify: K, attempts: A) -> Self {
+    /// `deadline` is this call's own.
+    pub(crate) fn new(parts: P, deadline: Duration, classify: K, attempts: A) -> Self {
         Self {
             parts,
+            deadline,
             classify,
             attempts,
             attempt: 0,
@@ -223,11 +226,11 @@ where
         let policy = this.parts.policy();
         let outer = Bound::ambient();
         if *this.attempt == 0 {
-            if outer.is_over() {
+            if this.deadline.is_zero() || outer.is_over() {
                 let rejected = Rejected::DeadlineExceeded { sent: false };
                 return Poll::Ready(Err(policy.reporter.refused(rejected).into()));
             }
-            *this.bound = outer.within(policy.deadline);
+            *this.bound = outer.within(*this.deadline);
             *this.attempt = 1;
         }
         let mut bound = *this.bound;
@@ -297,8 +300,8 @@ where
                     continue;
                 }
                 StateProj::Start => {
-                    let within = Some(policy.attempt_deadline);
-                    match parts.breaker().map(|b| breaker::Shared::ask(b, within)) {
+                    let hang = policy.hang_after;
+                    match parts.breaker().map(|b| breaker::Shared::ask(b, hang)) {
                         None => (None, None),
                         Some(Answer::Granted(pass)) => (Some(pass), None),
                         Some(Answer::Wait(waiting)) => {

@@ -76,8 +76,9 @@ where
             held: Some((service, request)),
         };
         let Shield { policy, classify } = self.shield.clone();
+        let deadline = policy.deadline;
         ResponseFuture {
-            engine: Engine::new(policy, classify, attempts),
+            engine: Engine::new(policy, deadline, classify, attempts),
         }
     }
 }
