@@ -43,7 +43,7 @@ async fn main() -> Result<(), Box<dyn error::Error>> {
     Ok(())
 }
 
-pub fn config(url: String) -> Config {
+pub(crate) fn config(url: String) -> Config {
     let preset = Preset::batch()
         .pool_size(2)
         // A chunk takes milliseconds. This is what is wrong with the database at most before somebody is to hear of it.
@@ -54,7 +54,7 @@ pub fn config(url: String) -> Config {
 }
 
 /// Runs the job, kills it, and runs it again until it is done.
-pub async fn work<DB: Store>(db: Db<DB>) -> Result<(), sqlx::Error>
+pub(crate) async fn work<DB: Store>(db: Db<DB>) -> Result<(), sqlx::Error>
 where
     i64: Value<DB>,
     usize: ColumnIndex<DB::Row>,
@@ -187,11 +187,14 @@ const READINGS: i64 = 20_000;
 const CHUNK: i64 = 500;
 
 /// What the job needs of a database: sqlx spells it out where the database is not named.
-pub trait Store: Driver<Arguments: IntoArguments<Self>> {}
+pub(crate) trait Store: Driver<Arguments: IntoArguments<Self>> {}
 
 impl<DB: Driver<Arguments: IntoArguments<Self>>> Store for DB {}
 
-pub trait Value<DB: Driver>: Type<DB> + for<'a> Encode<'a, DB> + for<'a> Decode<'a, DB> {}
+pub(crate) trait Value<DB: Driver>:
+    Type<DB> + for<'a> Encode<'a, DB> + for<'a> Decode<'a, DB>
+{
+}
 
 impl<T, DB: Driver> Value<DB> for T where
     T: Type<DB> + for<'a> Encode<'a, DB> + for<'a> Decode<'a, DB>
