@@ -23,11 +23,14 @@ use sqlx::{
 };
 use steadfast::{
     Event, Kind, Observer, Overload, Rejected,
-    breaker::State,
+    breaker::{State, WhenOpen},
     db::{PgDb, PoolFull, Preset},
     deadline,
 };
-use tokio::{task::JoinSet, time::sleep};
+use tokio::{
+    task::JoinSet,
+    time::{sleep, timeout},
+};
 
 use crate::{
     proxy::{Fault, Proxy},
@@ -288,6 +291,34 @@ async fn a_server_that_is_silent_costs_the_time_to_connect() {
     assert_eq!(log.kinds(), [Kind::Unavailable; 3]);
     proxy.set(Fault::Pass);
     read(&db).await.unwrap();
+}
+
+/// The look at the server that the call had begun meanwhile held the lock that its next look waited for.
+#[tokio::test]
+async fn a_call_whose_connect_is_cut_is_served_once_the_server_answers() {
+    let Some(server) = Postgres::start() else {
+        return;
+    };
+    for _ in 0..3 {
+        let proxy = Proxy::start(server.port()).await;
+        proxy.set(Fault::BlackHole);
+        let pool = pool(server.options().port(proxy.port()), 3);
+        let waits = Preset::web().when_open(WhenOpen::Wait { queue: 10 });
+        let (db, _) = db(pool, waits);
+        let call = tokio::spawn(async move { read(&db).await });
+        // The pool's own connect, and the one that looks why it takes so long.
+        while proxy.counts().connections < 2 {
+            sleep(MS).await;
+        }
+        sleep(50 * MS).await;
+        proxy.set(Fault::Pass);
+        proxy.kill_all();
+        let served = timeout(2_000 * MS, call).await;
+        served
+            .expect("it does not wait for itself")
+            .unwrap()
+            .unwrap();
+    }
 }
 
 #[tokio::test]
