@@ -5,6 +5,8 @@
     reason = "a real server knows no paused clock"
 )]
 
+#[path = "support/ledger.rs"]
+mod ledger;
 #[path = "support/proxy.rs"]
 mod proxy;
 #[path = "support/server.rs"]
@@ -15,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use sqlx::{Connection, PgConnection, postgres::PgPoolOptions};
+use sqlx::postgres::PgPoolOptions;
 use steadfast::{
     breaker::WhenOpen,
     db::{PgDb, TransactionError},
@@ -26,9 +28,48 @@ use tokio::{
 };
 
 use crate::{
+    ledger::{Settings, Way},
     proxy::{Fault, Proxy},
     server::{postgres::Postgres, send},
 };
+
+/// `examples/ledger_chaos.rs` does so for longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_transfer_that_was_acknowledged_was_made_once_and_one_that_failed_was_not() {
+    let settings = Settings {
+        transfers: 300,
+        workers: 16,
+        kills: 20,
+        cuts: 1,
+        crashes: 1,
+    };
+    let Some(report) = ledger::run(Way::Steadfast, settings).await else {
+        return;
+    };
+    let fates = 15;
+    let broken = report.broken(settings, fates);
+    let story = report.story();
+    assert!(
+        broken.is_empty(),
+        "not seen: {broken:?}\n{report}\n{}\n{story}",
+        report.fire
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_same_fire_makes_a_naive_loop_write_twice() {
+    let settings = Settings {
+        transfers: 100,
+        workers: 16,
+        kills: 0,
+        cuts: 1,
+        crashes: 0,
+    };
+    let Some(report) = ledger::run(Way::Naive, settings).await else {
+        return;
+    };
+    assert!(report.duplicate > 0, "{report}\n{}", report.fire);
+}
 
 /// A crash forgets the numbers of the last transactions, and the server gives them out again. That of a lost one then belongs to another, and the other's fate
 /// was taken for its own: a transaction that was gone was reported as committed.
@@ -209,15 +250,7 @@ impl Scene {
                     .await
                     .unwrap();
                 send("KILL", &[pid as u32]);
-                // Its end is noticed before anybody else is let in.
-                sqlx::query("SELECT 1")
-                    .execute(&mut victim)
-                    .await
-                    .unwrap_err();
-                while PgConnection::connect_with(&self.server.options())
-                    .await
-                    .is_err()
-                {
+                while self.server.log().matches(READY).count() < 2 {
                     sleep(Duration::from_millis(5)).await;
                 }
             }
@@ -262,3 +295,6 @@ async fn in_time(call: JoinHandle<Result<(), sqlx::Error>>) -> Result<(), sqlx::
     let ended = timeout(Duration::from_secs(20), call);
     ended.await.expect("it has an end").expect("no panic")
 }
+
+/// What the server says when it was started, and again when it has recovered from a backend's crash.
+const READY: &str = "database system is ready to accept connections";

@@ -27,8 +27,7 @@ use sqlx::{
 };
 use steadfast::{
     Event, Observer, Rejected,
-    breaker::WhenOpen,
-    db::{PgDb, TransactionError},
+    db::{PgDb, Preset, TransactionError},
     retry::Budget,
 };
 use tokio::{
@@ -77,6 +76,7 @@ pub struct Report {
     pub fates_committed: u64,
     pub fates_aborted: u64,
     pub fire: Fire,
+    /// What the `Db` told, and the errors that the callers got, by their texts.
     pub events: BTreeMap<String, u64>,
     pub errors: BTreeMap<String, u64>,
     pub slowest: Duration,
@@ -97,6 +97,15 @@ pub struct Fire {
 }
 
 impl Report {
+    /// How it went, for whoever wonders about the numbers.
+    pub fn story(&self) -> String {
+        let slowest = format!("slowest transfer {:.1?}", self.slowest);
+        let rest = self.events.iter().chain(&self.errors);
+        let rest = rest.map(|(text, count)| format!("{count} × {text}"));
+        let parts: Vec<_> = [slowest].into_iter().chain(rest).collect();
+        parts.join("; ")
+    }
+
     /// What is not as it should be.
     pub fn broken(&self, settings: Settings, fates: u64) -> Vec<String> {
         let Self {
@@ -224,7 +233,7 @@ pub async fn run(way: Way, settings: Settings) -> Option<Report> {
         let (bank, transfers) = (bank.clone(), Arc::clone(&transfers));
         workers.spawn(async move { while transfers.make(&bank).await {} });
     }
-    let mut arsonist = Arsonist {
+    let mut saboteur = Saboteur {
         connection,
         server,
         proxy,
@@ -240,27 +249,24 @@ pub async fn run(way: Way, settings: Settings) -> Option<Report> {
         let step = settings.transfers * 19 / 20 * done as u64 / acts.len() as u64;
         transfers.keep_step(step + 2 * settings.workers as u64);
         transfers.reach(step).await;
-        if std::env::var_os("LED").is_some() {
-            eprintln!(
-                "{:?} {done} {act:?} ended={} next={}",
-                started.elapsed(),
-                transfers.ended.load(Ordering::Relaxed),
-                transfers.next.load(Ordering::Relaxed)
-            );
-        }
-        arsonist.act(*act).await;
+        saboteur.act(*act).await;
     }
     transfers.keep_step(u64::MAX);
     while let Some(worker) = workers.join_next().await {
         worker.expect("no worker panics");
     }
-    let mut report = transfers.count(&mut arsonist.connection).await;
+    saboteur.let_it_rest().await;
+    if settings.crashes > 0 {
+        // What was acknowledged is on disk.
+        saboteur.act(Act::Crash).await;
+    }
+    let mut report = transfers.count(&mut saboteur.connection).await;
     if let Bank::Steadfast(db) = &bank {
         let stats = db.stats();
         report.fates_committed = stats.fates_committed;
         report.fates_aborted = stats.fates_aborted;
     }
-    report.fire = arsonist.fire;
+    report.fire = saboteur.fire;
     report.events = std::mem::take(&mut log.0.lock().expect(COUNTS));
     report.took = started.elapsed();
     Some(report)
@@ -271,8 +277,8 @@ fn open(pool: &PgPool, log: &Arc<Log>) -> PgDb {
     let budget = Budget::builder().ratio(1.0).floor(100.0, 1_000);
     PgDb::builder(pool.clone())
         .name("ledger")
+        .preset(Preset::batch())
         .deadline(DEADLINE)
-        .when_open(WhenOpen::Wait { queue: 10_000 })
         .attempts(20)
         .budget(&budget.build().expect(IN_RANGE))
         .observer(Arc::clone(log))
@@ -495,7 +501,7 @@ enum Act {
 }
 
 /// Who does it.
-struct Arsonist {
+struct Saboteur {
     connection: PgConnection,
     server: Postgres,
     proxy: Proxy,
@@ -503,7 +509,7 @@ struct Arsonist {
     fire: Fire,
 }
 
-impl Arsonist {
+impl Saboteur {
     async fn act(&mut self, act: Act) {
         match act {
             Act::Kill => {
@@ -547,6 +553,26 @@ impl Arsonist {
                 self.connection = self.server.connect().await;
                 self.fire.crashes += 1;
             }
+        }
+    }
+
+    /// Cuts all connections, and waits until the server has noticed: what has not happened by then never will.
+    async fn let_it_rest(&mut self) {
+        self.proxy.kill_all();
+        loop {
+            let sessions: i64 = sqlx::query_scalar(
+                "SELECT count(*) FROM pg_stat_activity WHERE application_name = $1",
+            )
+            .bind(APPLICATION)
+            .fetch_one(&mut self.connection)
+            .await
+            .expect("a superuser may see them");
+            if sessions == 0 {
+                return;
+            }
+            // The `Db` may look after its connections once more.
+            self.proxy.kill_all();
+            sleep(Duration::from_millis(5)).await;
         }
     }
 
