@@ -28,12 +28,6 @@ pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// What the clock on the wall shows. Only for dates that come from elsewhere: it may jump, and a paused clock does not stop it.
-#[cfg(feature = "http")]
-pub(crate) fn wall() -> std::time::SystemTime {
-    std::time::SystemTime::now()
-}
-
 /// A timer that costs nothing until it is first waited for.
 ///
 /// It allocates nothing where its thread has kept an idle one.
@@ -108,6 +102,12 @@ pub(crate) async fn sleep(time: Duration) {
 pub(crate) async fn sleep_until(at: Instant) {
     let mut timer = Timer::new();
     poll_fn(|cx| timer.poll(at, cx)).await;
+}
+
+/// What the clock on the wall shows. Only for dates that come from elsewhere: it may jump, and a paused clock does not stop it.
+#[cfg(feature = "http")]
+pub(crate) fn wall() -> std::time::SystemTime {
+    std::time::SystemTime::now()
 }
 
 /// The idle timers of one thread, all made on the runtime `made_on`.

@@ -7,7 +7,10 @@ fn every_example_says_how_it_is_run() {
     for example in examples() {
         let name = &example.name;
         let (command, features) = match example.steadfast_features() {
-            Some(features) => (example.command(), format!(" --features {features}")),
+            Some(features) => {
+                let features = features.replace("\", \"", ",");
+                (example.command(), format!(" --features {features}"))
+            }
             None => (example.command(), String::new()),
         };
         let line = format!("//! Run it: `cargo {command} --example {name}{features}`");

@@ -120,9 +120,10 @@ impl<DB: Driver> Builder<DB> {
         self
     }
 
-    /// How many attempts a call may make in all, where it may make more than one.
+    /// How many attempts a call may make in all, if more than one.
     ///
-    /// By default the 3 of [`Retry`]; after a conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
+    /// By default the 3 of [`Retry`], or 10 where calls wait for the server ([`when_open`](Self::when_open)), as one that comes back may go again. After a
+    /// conflict there may always be 8. More of them want a larger [`budget`](Self::budget), too.
     pub fn attempts(mut self, attempts: u32) -> Self {
         self.attempts = Some(attempts);
         self
@@ -215,6 +216,7 @@ impl<DB: Driver> Builder<DB> {
                 .reporter(self.reporter.clone());
             match self.attempts {
                 Some(attempts) => retry.attempts(attempts).build(),
+                None if waits => retry.attempts(WHILE_WAITING).build(),
                 None => retry.build(),
             }
         };
@@ -299,3 +301,6 @@ const GRACE: Duration = Duration::from_millis(250);
 
 /// How soon a database that waits for its server looks again.
 const SOON: Duration = Duration::from_millis(100);
+
+/// Attempts of a call that would rather wait than fail: with their delays they take several seconds in which the server was there, and lost them.
+const WHILE_WAITING: u32 = 10;

@@ -291,27 +291,30 @@ impl<DB: Driver> Inner<DB> {
         let by = deadline.map_or(acquire_by, |deadline| deadline.min(acquire_by));
         let mut may_be_stuck = self.settings.pool_pings && DB::CANCELS;
         loop {
-            let mut why_not = pin!(self.why_not(by, may_be_stuck));
-            let why_not = loop {
-                let mut acquiring = Acquiring::new(self);
-                let either = std::future::poll_fn(|cx| {
-                    if let Poll::Ready(acquired) = acquiring.poll(cx) {
-                        return Poll::Ready(Ok(acquired));
+            let why_not = {
+                // Gone before anything else is awaited: it may hold what that waits for.
+                let mut why_not = pin!(self.why_not(by, may_be_stuck));
+                loop {
+                    let mut acquiring = Acquiring::new(self);
+                    let either = std::future::poll_fn(|cx| {
+                        if let Poll::Ready(acquired) = acquiring.poll(cx) {
+                            return Poll::Ready(Ok(acquired));
+                        }
+                        why_not.as_mut().poll(cx).map(Err)
+                    });
+                    let either = either.await;
+                    let in_a_hurry = by < acquire_by && matches!(either, Err(WhyNot::Full));
+                    if !in_a_hurry {
+                        acquiring.end();
                     }
-                    why_not.as_mut().poll(cx).map(Err)
-                });
-                let either = either.await;
-                let in_a_hurry = by < acquire_by && matches!(either, Err(WhyNot::Full));
-                if !in_a_hurry {
-                    acquiring.end();
-                }
-                match either {
-                    Ok(Ok(connection)) => return Ok(connection),
-                    // Its own patience may be shorter than ours.
-                    Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => {}
-                    Ok(Err(sqlx::Error::PoolTimedOut)) => break WhyNot::Full,
-                    Ok(Err(error)) => break WhyNot::Away(error),
-                    Err(why_not) => break why_not,
+                    match either {
+                        Ok(Ok(connection)) => return Ok(connection),
+                        // Its own patience may be shorter than ours.
+                        Ok(Err(sqlx::Error::PoolTimedOut)) if time::now() < by => {}
+                        Ok(Err(sqlx::Error::PoolTimedOut)) => break WhyNot::Full,
+                        Ok(Err(error)) => break WhyNot::Away(error),
+                        Err(why_not) => break why_not,
+                    }
                 }
             };
             match why_not {

@@ -222,7 +222,7 @@ impl Candidate {
     pub fn cuts_off(&self) -> Option<impl Future<Output = bool> + Send + use<>> {
         let hang = self.stack.hang();
         let cuts = self.has.contains(&Has::Cutting);
-        cuts.then(|| async { matches!(timeout(2 * ATTEMPT, hang).await, Ok(true)) })
+        cuts.then_some(async { matches!(timeout(2 * ATTEMPT, hang).await, Ok(true)) })
     }
 
     /// Panics unless what it has was alive in the calls so far and has counted them rightly. Afterwards its circuit is open.
@@ -230,16 +230,23 @@ impl Candidate {
         if self.has.contains(&Has::Limiting) {
             self.assert_limited();
         }
+        self.round_up();
         let slow = self.settings.path == Path::Failure && self.has.contains(&Has::ForgetsByTime);
         let breaks = self.has.contains(&Has::Breaking) && !slow;
-        let failures = breaks.then(|| {
-            // A row of failures begins here.
-            self.stack.block(Path::Ready, 1);
-            self.trip()
-        });
+        let failures = breaks.then(|| self.trip());
         if let Some(check) = &self.check {
             check(self.stack.good(), failures);
         }
+    }
+
+    /// Makes good calls until their number is such that one that was lost shows: a tenth of it is whole, and one more than a multiple of 99 is just
+    /// too many for one failure in a hundred. The row of failures begins anew besides.
+    fn round_up(&self) {
+        const EVERY: u64 = 990;
+        const REST: u64 = 100;
+        self.stack.block(Path::Ready, 1);
+        let more = (EVERY + REST - self.stack.good() % EVERY) % EVERY;
+        self.stack.block(Path::Ready, more as u32);
     }
 
     fn assert_limited(&self) {
