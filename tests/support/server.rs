@@ -21,7 +21,9 @@ pub mod postgres;
 
 use std::{
     env, fs,
+    hash::{BuildHasher, Hasher, RandomState},
     io::{BufRead, BufReader, Write, stderr},
+    iter,
     net::TcpListener,
     os::unix::{
         fs::{MetadataExt, chown},
@@ -111,6 +113,7 @@ impl<K: Kind> Server<K> {
 
     /// Starts it, on the port that it had, or on a free one.
     fn up(&mut self) {
+        let is_new = self.port == 0;
         for _ in 0..10 {
             if self.port == 0 {
                 self.port = free_port();
@@ -123,8 +126,12 @@ impl<K: Kind> Server<K> {
             self.end(K::END);
             let clash = log.contains("in use");
             assert!(clash, "{} does not start:\n{log}", K::NAME);
-            // Somebody took the port since it was probed.
-            self.port = 0;
+            // Somebody took the port since it was probed, or while the server was down.
+            if is_new {
+                self.port = 0;
+            } else {
+                thread::sleep(Duration::from_millis(500));
+            }
         }
         panic!("{}: no port was to be had", K::NAME);
     }
@@ -449,9 +456,12 @@ fn me() -> u32 {
         .expect("a number")
 }
 
+/// Below those that systems give to outgoing connections: one of these could have the port when the server is to be started again.
 fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("it is bound").port()
+    let ports = iter::repeat_with(|| RandomState::new().build_hasher().finish() % 20_000);
+    let ports = ports.take(1_000).map(|port| 12_000 + port as u16);
+    let mut free = ports.filter(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok());
+    free.next().expect("a free port")
 }
 
 fn run(command: &mut Command) -> String {
