@@ -206,8 +206,12 @@ impl<DB: Driver> Builder<DB> {
         };
         let budget = match self.budget {
             Some(budget) => budget,
-            // A restart of the server fails what runs on every connection, once.
-            None => Budget::builder().floor(1.0, slots.max(5)).build()?,
+            // A restart of the server fails what runs on every connection, once; or as often as it goes again, where calls wait for it.
+            None => {
+                let times = if waits { WHILE_WAITING } else { 1 };
+                let burst = slots.saturating_mul(times).max(5);
+                Budget::builder().floor(1.0, burst).build()?
+            }
         };
         let retry = |idempotent| {
             let retry = Retry::builder()
