@@ -1,6 +1,6 @@
 //! The header of each example says what a copy of it needs. `./copies` compiles the copies; this finds the mistakes that are cheap to find.
 
-use std::{collections::BTreeMap, fs, path::Path};
+use std::{collections::BTreeMap, fs, iter, path::Path};
 
 #[test]
 fn every_example_says_how_it_is_run() {
@@ -107,8 +107,18 @@ impl Example {
         }
     }
 
+    /// Its own, and that of the files which it names by their path.
     fn code(&self) -> String {
-        let lines = self.text.lines().map(str::trim_start);
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples");
+        let named = self.text.split("#[path = \"").skip(1).map(|rest| {
+            let (path, _) = rest.split_once('"').expect("the path ends");
+            fs::read_to_string(folder.join(path)).expect("a readable file")
+        });
+        let texts: Vec<_> = iter::once(self.text.clone()).chain(named).collect();
+        let lines = texts
+            .iter()
+            .flat_map(|text| text.lines())
+            .map(str::trim_start);
         let code = lines.filter(|line| !line.starts_with("//"));
         code.collect::<Vec<_>>().join("\n")
     }
