@@ -124,6 +124,7 @@
     )
 )]
 
+mod bell;
 pub mod classify;
 pub mod error;
 pub mod event;
@@ -132,6 +133,7 @@ mod held;
 mod kind;
 mod ring;
 mod shard;
+mod stamp;
 mod sync;
 #[cfg(test)]
 mod testing;

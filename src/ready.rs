@@ -145,6 +145,6 @@ fn is_over(ready: bool, timer: &mut Timer, cx: &mut Context<'_>) -> bool {
         // Whoever is woken late finds the service ready, but the deadline over.
         Bound::ambient().is_over()
     } else {
-        ambient::current().is_some_and(|at| timer.poll(at, cx).is_ready())
+        ambient::current().is_some_and(|at| timer.poll(at.into(), cx).is_ready())
     }
 }

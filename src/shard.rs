@@ -7,6 +7,8 @@
 //! 3. One of another epoch is not counted.
 //! 4. A shard's epoch and tick change only under the owner's lock; its count grows without it.
 
+use std::cell::Cell;
+
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Successes not yet handed to their owner, by shard.
@@ -191,22 +193,47 @@ pub(crate) fn shards() -> usize {
 const MOST: usize = 64;
 
 /// This thread's shard; threads take turns.
-#[cfg(not(steadfast_loom))]
 #[inline]
-fn mine() -> usize {
+pub(crate) fn mine() -> usize {
+    match MINE.with(Cell::get) {
+        NOT_YET => choose(),
+        mine => mine,
+    }
+}
+
+#[cfg(not(steadfast_loom))]
+#[cold]
+fn choose() -> usize {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed);
-    }
-    // The thread's storage may be gone at its end; any shard is right, this one is only not its own.
-    MINE.try_with(|mine| *mine).unwrap_or(0)
+    let mine = NEXT.fetch_add(1, Ordering::Relaxed) % NOT_YET;
+    MINE.with(|cell| cell.set(mine));
+    mine
+}
+
+/// Models choose for themselves.
+#[cfg(steadfast_loom)]
+fn choose() -> usize {
+    0
+}
+
+/// Puts this thread on a shard.
+#[cfg(test)]
+pub(crate) fn set_mine(shard: usize) {
+    MINE.with(|mine| mine.set(shard));
+}
+
+const NOT_YET: usize = usize::MAX;
+
+#[cfg(not(steadfast_loom))]
+thread_local! {
+    static MINE: Cell<usize> = const { Cell::new(NOT_YET) };
 }
 
 #[cfg(steadfast_loom)]
-fn mine() -> usize {
-    0
+loom::thread_local! {
+    static MINE: Cell<usize> = Cell::new(NOT_YET);
 }
 
 #[cfg(all(test, not(steadfast_loom)))]

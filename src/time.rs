@@ -9,6 +9,7 @@ use std::{
     future::Future,
     mem,
     pin::{Pin, pin},
+    sync::Arc,
     task::{Context, Poll, Waker},
     time::Instant,
 };
@@ -21,27 +22,34 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::error::LONGEST;
+use crate::{
+    bell::Bell,
+    error::LONGEST,
+    stamp::Stamp,
+};
 
 /// The present.
 pub(crate) fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
+/// The present, in one word.
+pub(crate) fn stamp() -> Stamp {
+    now().into()
+}
+
 /// A timer that costs nothing until it is first waited for.
 ///
-/// It allocates nothing where its thread has kept an idle one.
+/// It allocates nothing where its thread has kept an idle one, and asks tokio for little: an idle timer stays registered where it was, and
+/// is only moved on. A bell between it and the task keeps that from waking anybody.
 ///
 /// Invariants:
 /// 1. A `Sleep` is only ever polled on the runtime that it was made on: one whose runtime is gone panics.
-/// 2. An idle `Sleep` is over or lies a year ahead, and holds nobody's waker.
+/// 2. The bell of an idle timer holds nobody's waker.
+/// 3. A `Sleep` that has not rung its bell since it was last polled is registered with the bell's waker, for its deadline or, while it is
+///    moved on, for an earlier instant at which tokio looks again.
 pub(crate) struct Timer {
-    made: Option<Made>,
-}
-
-struct Made {
-    on: Option<Id>,
-    sleep: Pin<Box<Sleep>>,
+    made: Option<Box<Made>>,
 }
 
 impl Timer {
@@ -49,20 +57,33 @@ impl Timer {
         Self { made: None }
     }
 
-    /// Ready once `at` has come. `at` may differ from one poll to the next.
+    /// Ready once `at` has come, if ever. `at` may differ from one poll to the next.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
-    pub(crate) fn poll(&mut self, at: Instant, cx: &mut Context<'_>) -> Poll<()> {
-        let at = tokio::time::Instant::from_std(at);
-        let sleep = &mut self.made.get_or_insert_with(|| take(at)).sleep;
-        if sleep.deadline() != at {
-            sleep.as_mut().reset(at);
+    pub(crate) fn poll(&mut self, at: Stamp, cx: &mut Context<'_>) -> Poll<()> {
+        let (made, rung) = match &mut self.made {
+            Some(made) => {
+                let rung = made.bell.keep_listening(cx.waker());
+                (made, rung)
+            }
+            None => {
+                let made = self.made.insert(take());
+                let rung = made.bell.listen(cx.waker().clone());
+                (made, rung)
+            }
+        };
+        if made.at != at {
+            made.at = at;
+            made.sleep.as_mut().reset(instant(at));
         }
-        // tokio lets a task make only so much progress in one poll. Code that is always busy uses that up, which must
-        // not stop the timer that should end it.
-        pin!(unconstrained(sleep.as_mut())).poll(cx)
+        if rung { made.look() } else { Poll::Pending }
     }
+}
+
+/// For tokio, to which never is a date.
+fn instant(at: Stamp) -> tokio::time::Instant {
+    at.instant().unwrap_or_else(|| now() + LONGEST).into()
 }
 
 impl Drop for Timer {
@@ -70,6 +91,43 @@ impl Drop for Timer {
         if let Some(made) = self.made.take() {
             put(made);
         }
+    }
+}
+
+struct Made {
+    on: Id,
+    at: Stamp,
+    sleep: Pin<Box<Sleep>>,
+    bell: Arc<Bell>,
+    // The bell's.
+    waker: Waker,
+}
+
+impl Made {
+    fn new(on: Id) -> Self {
+        let bell = Arc::new(Bell::new());
+        Self {
+            on,
+            at: Stamp::NONE,
+            sleep: Box::pin(tokio::time::sleep_until(instant(Stamp::NONE))),
+            waker: Waker::from(bell.clone()),
+            bell,
+        }
+    }
+
+    /// The bell has rung: is it time, or was that for an earlier user?
+    #[cold]
+    fn look(&mut self) -> Poll<()> {
+        self.bell.mute();
+        let mut cx = Context::from_waker(&self.waker);
+        // tokio lets a task make only so much progress in one poll. Code that is always busy uses that up, which must
+        // not stop the timer that should end it.
+        let polled = pin!(unconstrained(self.sleep.as_mut())).poll(&mut cx);
+        if polled.is_ready() {
+            // Registered no more: whoever moves it on has to look again.
+            self.bell.unmute();
+        }
+        polled
     }
 }
 
@@ -86,7 +144,7 @@ pub(crate) async fn until<F: Future>(at: Instant, future: F) -> Option<F::Output
     let mut timer = Timer::new();
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
-        Poll::Pending => timer.poll(at, cx).map(|()| None),
+        Poll::Pending => timer.poll(at.into(), cx).map(|()| None),
     })
     .await
 }
@@ -101,7 +159,7 @@ pub(crate) async fn sleep(time: Duration) {
 #[cfg(feature = "sqlx")]
 pub(crate) async fn sleep_until(at: Instant) {
     let mut timer = Timer::new();
-    poll_fn(|cx| timer.poll(at, cx)).await;
+    poll_fn(|cx| timer.poll(at.into(), cx)).await;
 }
 
 /// What the clock on the wall shows. Only for dates that come from elsewhere: it may jump, and a paused clock does not stop it.
@@ -113,7 +171,7 @@ pub(crate) fn wall() -> std::time::SystemTime {
 /// The idle timers of one thread, all made on the runtime `made_on`.
 struct Pool {
     made_on: Option<Id>,
-    idle: Vec<Pin<Box<Sleep>>>,
+    idle: Vec<Box<Made>>,
 }
 
 /// The most idle timers that a thread keeps. More would rarely be in use again before they are dropped.
@@ -123,44 +181,29 @@ thread_local! {
     static POOL: RefCell<Pool> = const { RefCell::new(Pool { made_on: None, idle: Vec::new() }) };
 }
 
-fn here() -> Option<Id> {
-    Handle::try_current().ok().map(|handle| handle.id())
-}
-
-fn take(at: tokio::time::Instant) -> Made {
-    let on = here();
+fn take() -> Box<Made> {
+    let on = Handle::current().id();
     let mut stale = Vec::new();
     let pooled = POOL.with_borrow_mut(|pool| {
-        if pool.made_on != on {
-            pool.made_on = on;
+        if pool.made_on != Some(on) {
+            pool.made_on = Some(on);
             stale = mem::take(&mut pool.idle);
         }
         pool.idle.pop()
     });
-    // Dropped outside the borrow: a timer's waker may be the last owner of a task that has timers of its own.
     drop(stale);
-    let sleep = pooled.unwrap_or_else(|| Box::pin(tokio::time::sleep_until(at)));
-    Made { on, sleep }
+    pooled.unwrap_or_else(|| Box::new(Made::new(on)))
 }
 
-fn put(Made { on, mut sleep }: Made) {
-    if on != here() {
-        return;
-    }
-    if !sleep.is_elapsed() {
-        let idle = sleep.deadline() + LONGEST;
-        sleep.as_mut().reset(idle);
-        // It lets go of the waker that it holds, which may be all that keeps a task alive.
-        let mut cx = Context::from_waker(Waker::noop());
-        let _ = pin!(unconstrained(sleep.as_mut())).poll(&mut cx);
-    }
+fn put(made: Box<Made>) {
+    made.bell.leave();
     // The thread's storage may be gone already when a task is dropped at its end.
     let _ = POOL.try_with(|pool| {
         let Ok(mut pool) = pool.try_borrow_mut() else {
             return;
         };
-        if pool.made_on == on && pool.idle.len() < IDLE {
-            pool.idle.push(sleep);
+        if pool.made_on == Some(made.on) && pool.idle.len() < IDLE {
+            pool.idle.push(made);
         }
     });
 }

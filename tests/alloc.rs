@@ -1,4 +1,4 @@
-//! What a successful call allocates: nothing. Row E4 of the lessons, and of E5 that an event nobody hears costs nothing.
+//! What a call allocates, well or refused or repeated: nothing. Row E4 of the lessons, and of E5 that an event nobody hears costs nothing.
 //!
 //! The counter replaces the allocator of this one test binary, and counts for each thread by itself.
 #![cfg(feature = "tower")]
@@ -16,8 +16,11 @@ use allocation_counter::measure;
 #[cfg(feature = "test-util")]
 use steadfast::fault::Faults;
 use steadfast::{
-    Breaker, Classify, ConcurrencyLimiter, Deadline, Error, Kind, Rejected, Retry, Shield,
-    by_error, deadline, error::WrapLayer, event::Name,
+    Breaker, Classify, ConcurrencyLimiter, Deadline, Error, Event, Kind, Observer, Rejected, Retry, Shield, by_error, deadline,
+    error::WrapLayer,
+    event::Name,
+    retry::Backoff,
+    shield,
 };
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service};
@@ -146,26 +149,129 @@ fn permits_by_hand_allocate_nothing() {
 }
 
 #[test]
-fn an_event_that_nobody_hears_allocates_nothing() {
+fn a_refusal_by_an_open_circuit_allocates_nothing() {
     let breaker = Breaker::default();
     breaker.force_open();
-    let refused = Shield::builder(classify())
-        .name("a name")
+    for heard in HEARD {
+        let refused = Shield::builder(classify()).name("a name").breaker(&breaker);
+        let refused = heard.shield(refused.without_retry());
+        assert_nothing_allocated(|| {
+            let error = finish(refused.run(|| answer(Answers::AtOnce))).unwrap_err();
+            assert!(matches!(
+                error,
+                Error::Rejected(Rejected::CircuitOpen { .. })
+            ));
+        });
+    }
+}
+
+#[test]
+fn a_refusal_by_a_full_queue_allocates_nothing() {
+    for heard in HEARD {
+        let limiter = ConcurrencyLimiter::builder(1).queue(0).build().unwrap();
+        let refused = heard.shield(Shield::builder(classify()).limiter(&limiter));
+        let slot = limiter.try_acquire();
+        assert_nothing_allocated(|| {
+            let error = finish(refused.run(|| answer(Answers::AtOnce))).unwrap_err();
+            assert!(matches!(
+                error,
+                Error::Rejected(Rejected::Overloaded { .. })
+            ));
+        });
+        drop(slot);
+    }
+}
+
+#[test]
+fn waiting_in_the_queue_allocates_nothing() {
+    let limiter = ConcurrencyLimiter::builder(1).queue(9).build().unwrap();
+    let shield = Shield::builder(ByNobody).limiter(&limiter).build().unwrap();
+    assert_nothing_allocated(|| {
+        let slot = limiter.try_acquire();
+        let mut waiting = pin!(shield.run(|| answer(Answers::AfterOneWait)));
+        let mut cx = Context::from_waker(Waker::noop());
+        assert!(waiting.as_mut().poll(&mut cx).is_pending());
+        drop(slot);
+        assert_eq!(finish(waiting).unwrap(), 42);
+    });
+}
+
+#[test]
+fn a_failure_that_is_repeated_allocates_nothing() {
+    for heard in HEARD {
+        let retry = Retry::builder()
+            .attempts(3)
+            .backoff(Backoff::fixed(Duration::ZERO))
+            .without_budget()
+            .observer(heard)
+            .build();
+        let repeated = Shield::builder(by_error(|_: &Error<Down>| Kind::Unavailable))
+            .retry(retry.unwrap())
+            .without_breaker();
+        let repeated = heard.shield(repeated);
+        assert_nothing_allocated(|| {
+            let mut attempts = 0;
+            let error = finish(repeated.run(|| {
+                attempts += 1;
+                async { Err::<u32, _>(Error::Inner(Down)) }
+            }));
+            assert_eq!((attempts, error.is_err()), (3, true));
+        });
+    }
+}
+
+#[test]
+fn a_failure_that_is_counted_allocates_nothing() {
+    let breaker = Breaker::builder().minimum_calls(u32::MAX).build().unwrap();
+    let fails = Shield::builder(by_error(|_: &Error<Down>| Kind::Unavailable))
         .breaker(&breaker)
         .without_retry()
         .build()
         .unwrap();
+    assert_nothing_allocated(|| {
+        let failed = finish(fails.run(|| async { Err::<u32, _>(Error::Inner(Down)) }));
+        assert!(failed.is_err());
+    });
+}
+
+/// Who hears the events: nobody, or an observer.
+#[derive(Clone, Copy)]
+enum Heard {
+    ByNobody,
+    ByOne,
+}
+
+const HEARD: [Heard; 2] = [Heard::ByNobody, Heard::ByOne];
+
+impl Observer for Heard {
+    fn on_event(&self, event: &Event<'_>) {
+        if matches!(self, Self::ByOne) {
+            black_box(event);
+        }
+    }
+}
+
+impl Heard {
+    fn shield<C>(self, builder: shield::Builder<C>) -> Shield<C> {
+        match self {
+            Self::ByNobody => builder.build(),
+            Self::ByOne => builder.observer(self).build(),
+        }
+        .unwrap()
+    }
+}
+
+/// The dependency's error.
+struct Down;
+
+fn assert_nothing_allocated(mut call: impl FnMut()) {
     let runtime = runtime();
     let _entered = runtime.enter();
-    let refuse = || {
-        let error = finish(refused.run(|| answer(Answers::AtOnce))).unwrap_err();
-        assert!(matches!(
-            error,
-            Error::Rejected(Rejected::CircuitOpen { .. })
-        ));
-    };
-    refuse();
-    assert_eq!(measure(refuse).count_total, 0);
+    for _ in 0..WARM_UP {
+        call();
+    }
+    let allocated = measure(|| (0..CALLS).for_each(|_| call()));
+    assert_eq!(allocated.count_total, 0);
 }
 
 #[test]

@@ -270,7 +270,7 @@ pub struct Permit {
 
 impl Permit {
     /// Reports how the call went.
-    pub fn settle(self, verdict: impl Into<Verdict>) {
+    pub fn settle(mut self, verdict: impl Into<Verdict>) {
         self.pass.settle(verdict.into(), false);
     }
 }

@@ -95,7 +95,7 @@ where
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let (result, pass) = ready!(this.gated.poll(cx));
-        if let Some(pass) = pass {
+        if let Some(mut pass) = pass {
             pass.settle_result(this.classify, &result);
         }
         Poll::Ready(result)

@@ -21,6 +21,7 @@ use crate::{
     kind::{Classify, Kind, Verdict},
     ring::Ticks,
     shard,
+    stamp::{Span, Stamp},
     sync::{Mutex, lock},
     time::{self, Timer},
 };
@@ -78,8 +79,17 @@ impl Shared {
         Ok(Pass::new(breaker, ticket, attempt_deadline))
     }
 
-    /// Admits a call, gives it a place in line, or refuses it.
+    /// Admits a call if the circuit need not be asked.
     #[inline]
+    pub(crate) fn pass<B>(breaker: &B, attempt_deadline: Option<Duration>) -> Option<Pass<B>>
+    where
+        B: Deref<Target = Self> + Clone,
+    {
+        let ticket = breaker.gate.pass()?;
+        Some(Pass::new(breaker.clone(), ticket, attempt_deadline))
+    }
+
+    /// Admits a call, gives it a place in line, or refuses it.
     pub(crate) fn ask<B>(breaker: B, attempt_deadline: Option<Duration>) -> Answer<Waiting<B>>
     where
         B: Deref<Target = Self> + Clone,
@@ -219,7 +229,7 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
                 Err(refused) => refused.ask_again,
             };
             let wake_at = deadline.map_or(ask_again, |at| at.min(ask_again));
-            if self.timer.poll(wake_at, cx).is_pending() {
+            if self.timer.poll(wake_at.into(), cx).is_pending() {
                 return Poll::Pending;
             }
         }
@@ -237,36 +247,37 @@ impl<B: Deref<Target = Shared>> Drop for Waiting<B> {
 pub(crate) struct Pass<B: Deref<Target = Shared>> {
     breaker: B,
     pub(super) ticket: Ticket,
-    attempt_deadline: Option<Duration>,
-    started: Option<Instant>,
+    attempt_deadline: Span,
+    started: Stamp,
     over: bool,
 }
 
 impl<B: Deref<Target = Shared>> Pass<B> {
     #[inline]
     fn new(breaker: B, ticket: Ticket, attempt_deadline: Option<Duration>) -> Self {
-        let attempt_deadline = attempt_deadline.or(breaker.attempt_deadline);
+        let own = || breaker.attempt_deadline;
+        let attempt_deadline = attempt_deadline.or_else(own).into();
         Self {
             breaker,
             ticket,
             attempt_deadline,
-            started: None,
+            started: Stamp::NONE,
             over: false,
         }
     }
 
     /// The call has to wait: it is timed from `now` on, if anything depends on it.
     #[inline]
-    pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Instant) {
+    pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Stamp) {
         let timed = self.attempt_deadline.is_some() || self.breaker.slow_after.is_some();
-        if timed && self.started.is_none() {
-            self.started = Some(now());
+        if timed && !self.started.is_some() {
+            self.started = now();
         }
     }
 
     /// Takes the call's result; returns what it means.
     #[inline]
-    pub(crate) fn settle_result<T, E, C>(self, classify: &C, result: &Result<T, E>) -> Verdict
+    pub(crate) fn settle_result<T, E, C>(&mut self, classify: &C, result: &Result<T, E>) -> Verdict
     where
         E: Refusal,
         C: Classify<T, E>,
@@ -280,7 +291,7 @@ impl<B: Deref<Target = Shared>> Pass<B> {
 
     /// Takes what the result means. `cut`: it is a deadline of ours that struck, no answer.
     #[inline]
-    pub(super) fn settle(mut self, verdict: Verdict, cut: bool) {
+    pub(super) fn settle(&mut self, verdict: Verdict, cut: bool) {
         if mem::replace(&mut self.over, true) {
             // It panicked, which was counted, and was polled again.
             return;
@@ -323,24 +334,27 @@ impl<B: Deref<Target = Shared>> Pass<B> {
 
     #[inline]
     fn is_slow(&self) -> bool {
-        match (self.breaker.slow_after, self.started) {
-            (Some(after), Some(started)) => time::now() >= started + after,
-            _ => false,
+        match self.breaker.slow_after {
+            Some(after) => self.ran_for(|| after),
+            None => false,
         }
     }
 
     /// Whether the call had run for its attempt deadline.
     fn ran_its_time(&self) -> bool {
-        match (self.attempt_deadline, self.started) {
-            (Some(time), Some(started)) => time::now() >= started + (time - time / CLOSE_TO),
-            _ => false,
-        }
+        let time = self.attempt_deadline.duration();
+        time.is_some_and(|time| self.ran_for(|| time - time / CLOSE_TO))
+    }
+
+    /// Whether it has waited for so long since it first had to.
+    fn ran_for(&self, time: impl FnOnce() -> Duration) -> bool {
+        self.started.is_some() && time::stamp() >= self.started + time().into()
     }
 }
 
 impl<B: Deref<Target = Shared>> Leave for Pass<B> {
     /// A panic of the call's code is a failure of the dependency.
-    #[inline]
+    #[inline(always)]
     fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
         struct Bomb<'a, B: Deref<Target = Shared>>(&'a mut Pass<B>);
         impl<B: Deref<Target = Shared>> Drop for Bomb<'_, B> {
@@ -358,7 +372,7 @@ impl<B: Deref<Target = Shared>> Leave for Pass<B> {
 
     #[inline]
     fn waits(&mut self) {
-        self.waits_since(time::now);
+        self.waits_since(time::stamp);
     }
 }
 

@@ -121,8 +121,7 @@ where
                 if let Poll::Ready(result) = this.bound.enter(|| call.poll(cx)) {
                     return Poll::Ready(result);
                 }
-                let at = this.bound.resolve_now().expect("bounded by the layer");
-                ready!(this.timer.poll(at, cx));
+                ready!(this.timer.poll(this.bound.resolve_now(), cx));
                 this.bound.enter(|| this.call.set(None));
                 true
             }

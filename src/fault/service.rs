@@ -264,6 +264,6 @@ impl Wait {
         if self.at <= time::now() {
             return Poll::Ready(());
         }
-        self.timer.poll(self.at, cx)
+        self.timer.poll(self.at.into(), cx)
     }
 }

@@ -1,11 +1,10 @@
-//! Who may pass now, and who waits: permits in one atomic, the line of those who wait behind a lock.
+//! Who may pass now, and who waits: permits taken without a lock, the line of those who wait behind one.
 //!
 //! Invariants:
-//! 1. Permits given = limit − free; a permit is given once and comes back once.
-//! 2. While the `WAITING` bit is set, no permit is free and the word changes only under the lock: a release then hands its permit to
-//!    the first in line, so that nobody who comes later overtakes it.
-//! 3. The bit is set before anybody is in line and cleared when nobody is: no release misses a waiter.
-//! 4. Wakers are cloned, woken and dropped outside the lock: that is code of the user's, and the last waker of a task may take
+//! 1. Permits given = limit − free.
+//! 2. The permits are closed before anybody is in line and opened when nobody is: a release then hands its permit to the first in line,
+//!    so that nobody who comes later overtakes it, and no release misses a waiter.
+//! 3. Wakers are cloned, woken and dropped outside the lock: that is code of the user's, and the last waker of a task may take
 //!    others that wait here with it.
 
 use std::{
@@ -14,16 +13,16 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::estimate::Estimate;
+use super::{estimate::Estimate, permits::Permits};
 use crate::{
     error::Overload,
     fifo::{Fifo, Key},
-    sync::{AtomicUsize, Mutex, Ordering, lock},
+    stamp::Stamp,
+    sync::{Mutex, lock},
 };
 
 pub(crate) struct Gate {
-    // Free permits times two, plus the bit.
-    word: AtomicUsize,
+    permits: Permits,
     line: Mutex<Line>,
     limit: usize,
     queue: usize,
@@ -58,13 +57,15 @@ pub(crate) enum Entered {
     Shed(Overload),
 }
 
-const WAITING: usize = 1;
-const PERMIT: usize = 2;
-
 impl Gate {
     pub(crate) fn new(limit: usize, queue: usize) -> Self {
+        Self::with(Permits::new(limit), limit, queue)
+    }
+
+    /// All of `limit` in `permits`.
+    fn with(permits: Permits, limit: usize, queue: usize) -> Self {
         Self {
-            word: AtomicUsize::new(limit * PERMIT),
+            permits,
             line: Mutex::new(Line {
                 waiters: Fifo::new(),
                 estimate: Estimate::default(),
@@ -74,49 +75,32 @@ impl Gate {
         }
     }
 
-    /// Takes a free permit, if there is one.
+    /// Takes a permit if one is at hand; else one may be elsewhere.
     #[inline]
+    pub(crate) fn pass(&self) -> bool {
+        self.permits.take()
+    }
+
+    /// Takes a free permit, if there is one.
     pub(crate) fn try_pass(&self) -> bool {
-        let mut word = self.word.load(Ordering::Relaxed);
-        while word >= PERMIT {
-            // Acquire pairs with the release in `leave`: what was done under the permit before is seen.
-            match self.word.compare_exchange_weak(
-                word,
-                word - PERMIT,
-                Ordering::Acquire,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return true,
-                Err(newer) => word = newer,
-            }
+        self.pass() || {
+            let _line = lock(&self.line);
+            self.permits.take_any()
         }
-        false
     }
 
     /// Takes a permit, or a place in line unless it is too long for what is left until `deadline`.
     #[cold]
     pub(crate) fn enter(&self, deadline: Option<Instant>, now: Instant) -> Entered {
         let mut line = lock(&self.line);
-        if self.try_pass() {
+        if self.permits.take_any() {
             return Entered::Passes;
         }
         if let Some(overload) = self.refuses(&line, deadline, now) {
             return Entered::Shed(overload);
         }
-        loop {
-            // Whoever gave a permit back before the bit was set left it in the word.
-            if self.try_pass() {
-                return Entered::Passes;
-            }
-            let seen = self.word.load(Ordering::Relaxed);
-            let waiting = seen < PERMIT
-                && self
-                    .word
-                    .compare_exchange(seen, WAITING, Ordering::Relaxed, Ordering::Relaxed)
-                    .is_ok();
-            if waiting {
-                break;
-            }
+        if !self.permits.close() {
+            return Entered::Passes;
         }
         Entered::Waits(line.waiters.push(Waiter {
             waker: Waker::noop().clone(),
@@ -156,7 +140,7 @@ impl Gate {
             }
             _ => {
                 if line.waiters.len() == 0 {
-                    self.nobody_waits();
+                    self.permits.open();
                 }
                 drop(line);
             }
@@ -166,33 +150,22 @@ impl Gate {
 
     /// Gives a permit back; `started` is when its call did, if that is known.
     #[inline]
-    pub(crate) fn leave(&self, started: Option<Instant>, now: impl FnOnce() -> Instant) {
-        let mut word = self.word.load(Ordering::Relaxed);
-        while word & WAITING == 0 {
-            match self.word.compare_exchange_weak(
-                word,
-                word + PERMIT,
-                Ordering::Release,
-                Ordering::Relaxed,
-            ) {
-                Ok(_) => return,
-                Err(newer) => word = newer,
-            }
+    pub(crate) fn leave(&self, started: Stamp, now: impl FnOnce() -> Instant) {
+        if !self.permits.give() {
+            self.leave_to_line(started.instant(), now());
         }
-        self.leave_to_line(started, now());
     }
 
-    /// Whether every permit is given: from then on it is worth while to time calls.
+    /// Whether permits are scarce: from then on it is worth while to time calls.
     #[inline]
-    pub(crate) fn is_full(&self) -> bool {
-        self.word.load(Ordering::Relaxed) < PERMIT
+    pub(crate) fn is_scarce(&self) -> bool {
+        self.permits.are_scarce()
     }
 
     /// Permits given, and how many wait.
     pub(crate) fn counts(&self) -> (usize, usize) {
         let waiting = lock(&self.line).waiters.len();
-        let free = self.word.load(Ordering::Relaxed) / PERMIT;
-        (self.limit - free, waiting)
+        (self.limit.saturating_sub(self.permits.free()), waiting)
     }
 
     #[cold]
@@ -218,18 +191,12 @@ impl Gate {
             woken.push(mem::replace(&mut waiter.waker, Waker::noop().clone()));
         }
         if line.waiters.len() == 0 {
-            self.nobody_waits();
+            self.permits.open();
         }
         if !given {
-            self.word.fetch_add(PERMIT, Ordering::Release);
+            self.permits.put();
         }
         woken
-    }
-
-    /// Under the lock, with nobody in line.
-    fn nobody_waits(&self) {
-        // Nothing changes the word while the bit is set, and where it is not set, nothing is to be done.
-        self.word.fetch_and(!WAITING, Ordering::Release);
     }
 
     fn refuses(&self, line: &Line, deadline: Option<Instant>, now: Instant) -> Option<Overload> {

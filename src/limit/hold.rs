@@ -3,16 +3,17 @@
 //! Invariants:
 //! 1. A slot is given back once: by its call where nobody holds it, else by the last of the call and its holds.
 //! 2. A hold exists only from within its call: the slot it shares is put into the share before that poll returns.
+//! 3. `SHARES` holds one share for each scope on the thread's stack that is `Shared`, the innermost last. Code that asks for no hold
+//!    touches the flag only.
 
 use std::{
-    cell::Cell,
+    cell::{Cell, RefCell},
     ops::Deref,
     sync::{Arc, OnceLock},
-    time::Instant,
 };
 
 use super::Shared;
-use crate::{gated::Leave, time};
+use crate::{gated::Leave, stamp::Stamp, time};
 
 /// Keeps the slot of the call that asked for it.
 ///
@@ -50,24 +51,27 @@ impl std::fmt::Debug for Hold {
 ///
 /// Of nested limiters it is the innermost one's.
 pub fn hold() -> Option<Hold> {
-    let share = match AMBIENT.replace(Ambient::None) {
+    match AMBIENT.get() {
         Ambient::None => return None,
-        Ambient::Call => Arc::default(),
-        Ambient::Shared(share) => share,
-    };
-    AMBIENT.set(Ambient::Shared(Arc::clone(&share)));
-    Some(Hold { _share: share })
+        Ambient::Call => {
+            push(Arc::default());
+            AMBIENT.set(Ambient::Shared);
+        }
+        Ambient::Shared => {}
+    }
+    let share = SHARES.with_borrow(|shares| shares.last().cloned());
+    share.map(|share| Hold { _share: share })
 }
 
 /// One of the slots of a limiter, with whatever way of holding the limiter. Dropped, it is free, unless somebody holds it.
 pub(crate) struct Slot<B: Deref<Target = Shared>> {
     limiter: B,
-    started: Option<Instant>,
+    started: Stamp,
     share: Option<Arc<Share>>,
 }
 
 impl<B: Deref<Target = Shared>> Slot<B> {
-    pub(super) fn new(limiter: B, started: Option<Instant>) -> Self {
+    pub(super) fn new(limiter: B, started: Stamp) -> Self {
         Self {
             limiter,
             started,
@@ -75,22 +79,37 @@ impl<B: Deref<Target = Shared>> Slot<B> {
         }
     }
 
-    /// The call has to wait: where all slots are taken, it is timed from `now` on.
+    /// Owns the slot together with whoever holds it.
+    #[cold]
+    fn take_share(&mut self) {
+        let share = SHARES.with_borrow_mut(Vec::pop);
+        let share = share.expect("pushed when it was asked for");
+        share.owned.get_or_init(|| Owned {
+            limiter: self.limiter.own(),
+            started: self.started,
+        });
+        self.share = Some(share);
+    }
+
+    /// The call has to wait: where slots are scarce, it is timed from `now` on.
     #[inline]
-    pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Instant) {
-        if self.started.is_none() && self.limiter.gate.is_full() {
-            self.started = Some(now());
+    pub(crate) fn waits_since(&mut self, now: impl FnOnce() -> Stamp) {
+        if !self.started.is_some() && self.limiter.gate.is_scarce() {
+            self.started = now();
         }
     }
 }
 
 impl<B: Deref<Target = Shared>> Leave for Slot<B> {
     /// The call's code may ask for a hold.
-    #[inline]
+    #[inline(always)]
     fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
         let ambient = match self.share.take() {
             None => Ambient::Call,
-            Some(share) => Ambient::Shared(share),
+            Some(share) => {
+                push(share);
+                Ambient::Shared
+            }
         };
         let outer = AMBIENT.replace(ambient);
         let _left = Left { slot: self, outer };
@@ -99,7 +118,7 @@ impl<B: Deref<Target = Shared>> Leave for Slot<B> {
 
     #[inline]
     fn waits(&mut self) {
-        self.waits_since(time::now);
+        self.waits_since(time::stamp);
     }
 }
 
@@ -119,14 +138,10 @@ struct Left<'a, B: Deref<Target = Shared>> {
 }
 
 impl<B: Deref<Target = Shared>> Drop for Left<'_, B> {
+    #[inline]
     fn drop(&mut self) {
-        let outer = std::mem::replace(&mut self.outer, Ambient::None);
-        if let Ambient::Shared(share) = AMBIENT.replace(outer) {
-            share.owned.get_or_init(|| Owned {
-                limiter: self.slot.limiter.own(),
-                started: self.slot.started,
-            });
-            self.slot.share = Some(share);
+        if AMBIENT.replace(self.outer) == Ambient::Shared {
+            self.slot.take_share();
         }
     }
 }
@@ -139,7 +154,7 @@ struct Share {
 
 struct Owned {
     limiter: Arc<Shared>,
-    started: Option<Instant>,
+    started: Stamp,
 }
 
 impl Drop for Owned {
@@ -148,12 +163,22 @@ impl Drop for Owned {
     }
 }
 
+/// Which slot the code that runs now may hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
 enum Ambient {
     None,
     Call,
-    Shared(Arc<Share>),
+    /// Somebody has asked for it.
+    Shared,
 }
 
 thread_local! {
+    // Has no destructor, and so costs nothing to reach.
     static AMBIENT: Cell<Ambient> = const { Cell::new(Ambient::None) };
+    static SHARES: RefCell<Vec<Arc<Share>>> = const { RefCell::new(Vec::new()) };
+}
+
+#[cold]
+fn push(share: Arc<Share>) {
+    SHARES.with_borrow_mut(|shares| shares.push(share));
 }

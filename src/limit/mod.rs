@@ -63,6 +63,7 @@
 mod estimate;
 mod gate;
 mod hold;
+mod permits;
 mod service;
 
 use std::{
@@ -86,6 +87,7 @@ use crate::{
     event::{Name, Observer, Reporter},
     fifo::Key,
     gated::{Answer, Wait},
+    stamp::Stamp,
     time::{self, Timer},
 };
 
@@ -321,7 +323,17 @@ impl Shared {
     /// A slot, if one is free.
     #[inline]
     pub(crate) fn try_admit<B: Deref<Target = Self>>(limiter: B) -> Option<Slot<B>> {
-        limiter.gate.try_pass().then(|| Slot::new(limiter, None))
+        limiter.gate.try_pass().then(|| Slot::new(limiter, Stamp::NONE))
+    }
+
+    /// A slot, if one is at hand.
+    #[inline]
+    pub(crate) fn pass<B>(limiter: &B) -> Option<Slot<B>>
+    where
+        B: Deref<Target = Self> + Clone,
+    {
+        let passes = limiter.gate.pass();
+        passes.then(|| Slot::new(limiter.clone(), Stamp::NONE))
     }
 
     /// A slot, a place in the queue, or a refusal.
@@ -330,8 +342,8 @@ impl Shared {
     where
         B: Deref<Target = Self> + Clone,
     {
-        if limiter.gate.try_pass() {
-            Answer::Granted(Slot::new(limiter, None))
+        if limiter.gate.pass() {
+            Answer::Granted(Slot::new(limiter, Stamp::NONE))
         } else {
             Self::stand_in_line(limiter)
         }
@@ -345,13 +357,13 @@ impl Shared {
         let now = time::now();
         let deadline = ambient::current();
         let reason = match limiter.gate.enter(deadline, now) {
-            Entered::Passes => return Answer::Granted(Slot::new(limiter, None)),
+            Entered::Passes => return Answer::Granted(Slot::new(limiter, Stamp::NONE)),
             Entered::Waits(key) => {
-                let until = now + limiter.max_wait;
+                let until = (now + limiter.max_wait).into();
                 return Answer::Wait(Waiting {
                     limiter,
                     key: Some(key),
-                    deadline,
+                    deadline: deadline.into(),
                     until,
                     timer: Timer::new(),
                 });
@@ -373,8 +385,8 @@ pub(crate) struct Waiting<B: Deref<Target = Shared>> {
     limiter: B,
     // `None` once it was called or shed.
     key: Option<Key>,
-    deadline: Option<Instant>,
-    until: Instant,
+    deadline: Stamp,
+    until: Stamp,
     timer: Timer,
 }
 
@@ -387,16 +399,15 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
         let rejected = match self.limiter.gate.turn(key, cx.waker()) {
             Turn::Passes(started) => {
                 self.key = None;
-                return Poll::Ready(Ok(Slot::new(self.limiter.clone(), Some(started))));
+                return Poll::Ready(Ok(Slot::new(self.limiter.clone(), started.into())));
             }
             Turn::Shed => {
                 self.key = None;
-                refusal(Overload::TooLittleTime, self.deadline, time::now())
+                refusal(Overload::TooLittleTime, self.deadline.instant(), time::now())
             }
             Turn::Waits => {
-                let deadline = self.deadline.filter(|deadline| *deadline <= self.until);
-                ready!(self.timer.poll(deadline.unwrap_or(self.until), cx));
-                if deadline.is_some() {
+                ready!(self.timer.poll(self.deadline.min(self.until), cx));
+                if self.deadline <= self.until {
                     Rejected::DeadlineExceeded { sent: false }
                 } else {
                     Rejected::Overloaded {

@@ -99,6 +99,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Retry {
     schedule: Schedule,
+    most_attempts: u32,
     budget: Option<Budget>,
     reporter: Reporter,
 }
@@ -127,7 +128,7 @@ impl Retry {
 
     /// The most attempts that any call can make.
     pub(crate) fn most_attempts(&self) -> u32 {
-        self.schedule.most_attempts()
+        self.most_attempts
     }
 
     /// Takes the verdict of an attempt: when the next one starts, with the delay before it, or that none follows.
@@ -329,12 +330,14 @@ impl Builder {
                 charged: kind != Kind::Conflict,
             });
         }
+        let schedule = Schedule {
+            plans,
+            idempotent: self.idempotent,
+            max_hint: self.max_hint,
+        };
         Ok(Retry {
-            schedule: Schedule {
-                plans,
-                idempotent: self.idempotent,
-                max_hint: self.max_hint,
-            },
+            most_attempts: schedule.most_attempts(),
+            schedule,
             budget: self.budget.map(Option::unwrap_or_default),
             reporter: self.reporter,
         })

@@ -149,7 +149,7 @@ where
                     }
                 }
                 StateProj::Pause { pause, timer } => {
-                    ready!(timer.poll(pause.until, cx));
+                    ready!(timer.poll(pause.until.into(), cx));
                     *this.attempt += 1;
                     let (service, request) = if *this.attempt < this.retry.most_attempts() {
                         this.again.clone()

@@ -10,11 +10,12 @@
 
 use std::{
     future::Future,
+    mem,
     ops::Deref,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use pin_project_lite::pin_project;
@@ -27,7 +28,8 @@ use crate::{
     gated::{Answer, Leave, in_line},
     kind::Classify,
     limit,
-    retry::unless_refused,
+    retry::{Retry, unless_refused},
+    stamp::Stamp,
     time::{self, Timer},
 };
 
@@ -133,23 +135,34 @@ where
 
 pin_project! {
     /// One call through the stack `P`, whose attempts `A` makes and `K` judges.
+    ///
+    /// Invariants:
+    /// 1. `slot` and `pass` are held from when they are given until the attempt is over, and are given back in this order, behind the
+    ///    attempt's future.
+    /// 2. There is a `future`, or the `stage` says what is waited for.
+    /// 3. Code of the user's runs within both bounds: the call's is entered by whoever polls or drops, the attempt's by `entered`.
     pub(crate) struct Engine<P, K, A, F>
     where
         P: Parts,
         F: Future,
     {
-        parts: P,
-        deadline: Duration,
-        classify: K,
-        attempts: A,
+        #[pin]
+        future: Option<F>,
+        slot: Option<limit::Slot<P::Limiter>>,
+        pass: Option<breaker::Pass<P::Breaker>>,
+        stage: Stage<P::Breaker, P::Limiter>,
+        bound: Bound,
+        attempt_bound: Bound,
+        timer: Timer,
+        // From 1; 0 before the call begins, `OVER` when it has ended.
         attempt: u32,
+        waited: bool,
         previous: Duration,
         // The error of the attempt before: it stands if the next one is refused by us.
         last: Option<F::Output>,
-        bound: Bound,
-        timer: Timer,
-        #[pin]
-        state: State<P::Breaker, P::Limiter, F>,
+        parts: P,
+        classify: K,
+        attempts: A,
     }
 
     impl<P, K, A, F> PinnedDrop for Engine<P, K, A, F>
@@ -157,36 +170,28 @@ pin_project! {
         P: Parts,
         F: Future,
     {
+        #[inline]
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            let mut bound = *this.bound;
-            bound.enter(|| this.state.as_mut().abandon());
+            if this.future.is_some() {
+                let (mut bound, mut attempt_bound) = (*this.bound, *this.attempt_bound);
+                bound.enter(|| attempt_bound.enter(|| this.future.set(None)));
+            }
         }
     }
 }
 
-pin_project! {
-    #[project = StateProj]
-    enum State<B, L, F>
-    where
-        B: Deref<Target = breaker::Shared>,
-        L: Deref<Target = limit::Shared>,
-    {
-        Start,
-        Circuit { waiting: breaker::Waiting<B> },
-        Queue { waiting: limit::Waiting<L>, pass: Option<breaker::Pass<B>> },
-        // `future` stands first: it is dropped before its slot and its probe are given back.
-        Calling {
-            #[pin]
-            future: F,
-            slot: Option<limit::Slot<L>>,
-            pass: Option<breaker::Pass<B>>,
-            bound: Bound,
-            waited: bool,
-        },
-        Pause { until: Instant },
-        Over,
-    }
+/// Where a call is that is not at an attempt.
+enum Stage<B, L>
+where
+    B: Deref<Target = breaker::Shared>,
+    L: Deref<Target = limit::Shared>,
+{
+    /// It asks for leave, or has it.
+    Start,
+    Circuit(breaker::Waiting<B>),
+    Queue(limit::Waiting<L>),
+    Pause(Stamp),
 }
 
 impl<P, K, A, F> Engine<P, K, A, F>
@@ -195,18 +200,23 @@ where
     F: Future,
 {
     /// `deadline` is this call's own.
+    #[inline]
     pub(crate) fn new(parts: P, deadline: Duration, classify: K, attempts: A) -> Self {
         Self {
-            parts,
-            deadline,
-            classify,
-            attempts,
+            future: None,
+            slot: None,
+            pass: None,
+            stage: Stage::Start,
+            bound: Bound::NONE.within(deadline),
+            attempt_bound: Bound::NONE,
+            timer: Timer::new(),
             attempt: 0,
+            waited: false,
             previous: Duration::ZERO,
             last: None,
-            bound: Bound::default(),
-            timer: Timer::new(),
-            state: State::Start,
+            parts,
+            classify,
+            attempts,
         }
     }
 }
@@ -221,17 +231,18 @@ where
 {
     type Output = Result<T, E>;
 
+    #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.as_mut().project();
-        let policy = this.parts.policy();
-        let outer = Bound::ambient();
         if *this.attempt == 0 {
-            if this.deadline.is_zero() || outer.is_over() {
-                let rejected = Rejected::DeadlineExceeded { sent: false };
-                return Poll::Ready(Err(policy.reporter.refused(rejected).into()));
+            if this.bound.is_nothing() || Bound::ambient().is_over() {
+                *this.attempt = OVER;
+                let policy = this.parts.policy();
+                return Poll::Ready(Err(policy.reporter.refused(TOO_LATE).into()));
             }
-            *this.bound = outer.within(*this.deadline);
             *this.attempt = 1;
+        } else if *this.attempt == OVER {
+            panic!("polled again after its result");
         }
         let mut bound = *this.bound;
         let polled = bound.enter(|| self.as_mut().advance(cx));
@@ -249,143 +260,169 @@ where
     E: Refusal,
 {
     /// Goes on until it has to wait or is over. The call's deadline surrounds it.
-    fn advance(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        let mut this = self.project();
-        let parts = &*this.parts;
-        let policy = parts.policy();
-        let rejected = loop {
-            // What leave there is now: the circuit's, and perhaps a slot already.
-            let (mut pass, mut slot) = match this.state.as_mut().project() {
-                StateProj::Calling {
-                    future,
-                    slot,
-                    pass,
-                    bound,
-                    waited,
-                } => {
-                    let polled = entered(slot, pass, bound, || future.poll(cx));
-                    let result = match polled {
-                        Poll::Ready(result) => result,
-                        Poll::Pending => {
-                            ambient::set_in_line(false);
-                            if !std::mem::replace(waited, true) {
-                                first_wait(slot, pass, bound);
-                            }
-                            let at = bound.resolve_now().expect("the attempt has a deadline");
-                            ready!(this.timer.poll(at, cx));
-                            Err(policy
-                                .reporter
-                                .refused(Rejected::DeadlineExceeded { sent: true })
-                                .into())
-                        }
-                    };
-                    let (pass, slot) = (pass.take(), slot.take());
-                    this.state.as_mut().abandon();
-                    drop(slot);
-                    let verdict = match pass {
-                        Some(pass) => pass.settle_result(this.classify, &result),
-                        None => judge(this.classify, &result),
-                    };
-                    let retry = policy.retry.as_ref();
-                    let pause = retry.and_then(|r| r.next(*this.attempt, verdict, *this.previous));
-                    let Some(pause) = pause else {
-                        let before = this.last.take().and_then(Result::err);
-                        return Poll::Ready(unless_refused(result, before));
-                    };
-                    // An `Ok` may hold a slot that the next attempt needs.
-                    *this.last = result.err().map(Err);
-                    *this.previous = pause.delay;
-                    let until = pause.until;
-                    this.state.set(State::Pause { until });
-                    continue;
-                }
-                StateProj::Start => {
-                    let hang = policy.hang_after;
-                    match parts.breaker().map(|b| breaker::Shared::ask(b, hang)) {
-                        None => (None, None),
-                        Some(Answer::Granted(pass)) => (Some(pass), None),
-                        Some(Answer::Wait(waiting)) => {
-                            this.state.set(State::Circuit { waiting });
+    #[inline]
+    fn advance(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        loop {
+            if self.future.is_none()
+                && let Err(rejected) = ready!(self.as_mut().admit(cx))
+            {
+                return Poll::Ready(self.refuse(rejected));
+            }
+            let result = match self.as_mut().call(cx) {
+                Poll::Ready(result) => result,
+                Poll::Pending => ready!(self.as_mut().wait(cx)),
+            };
+            let this = self.as_mut().project();
+            *this.slot = None;
+            let verdict = match this.pass {
+                Some(pass) => pass.settle_result(this.classify, &result),
+                None => judge(this.classify, &result),
+            };
+            *this.pass = None;
+            let retry = this.parts.policy().retry.as_ref();
+            let pause = retry.and_then(|r| r.next(*this.attempt, verdict, *this.previous));
+            let Some(pause) = pause else {
+                *this.attempt = OVER;
+                return Poll::Ready(match this.last.take() {
+                    Some(Err(before)) => unless_refused(result, Some(before)),
+                    _ => result,
+                });
+            };
+            // An `Ok` may hold a slot that the next attempt needs.
+            *this.last = result.err().map(Err);
+            *this.previous = pause.delay;
+            *this.stage = Stage::Pause(pause.until.into());
+        }
+    }
+
+    /// Gets the leave of circuit and limiter for an attempt.
+    #[inline]
+    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
+        loop {
+            if !matches!(self.stage, Stage::Start) {
+                ready!(self.as_mut().resume(cx))?;
+            }
+            let this = self.as_mut().project();
+            let policy = this.parts.policy();
+            if this.pass.is_none()
+                && let Some(breaker) = this.parts.breaker()
+            {
+                *this.pass = breaker::Shared::pass(&breaker, policy.hang_after);
+                if this.pass.is_none() {
+                    match breaker::Shared::ask(breaker, policy.hang_after) {
+                        Answer::Granted(pass) => *this.pass = Some(pass),
+                        Answer::Wait(waiting) => {
+                            *this.stage = Stage::Circuit(waiting);
                             continue;
                         }
-                        Some(Answer::Refused(rejected)) => break rejected,
+                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
                     }
-                }
-                StateProj::Circuit { waiting } => match ready!(in_line(waiting, cx)) {
-                    Ok(_) if Bound::ambient().is_over() => break policy.reporter.refused(TOO_LATE),
-                    Ok(pass) => (Some(pass), None),
-                    Err(rejected) => break rejected,
-                },
-                StateProj::Queue { waiting, pass } => match ready!(in_line(waiting, cx)) {
-                    Ok(_) if Bound::ambient().is_over() => break policy.reporter.refused(TOO_LATE),
-                    Ok(slot) => (pass.take(), Some(slot)),
-                    Err(rejected) => break rejected,
-                },
-                StateProj::Pause { until } => {
-                    ready!(this.timer.poll(*until, cx));
-                    if Bound::ambient().is_over() {
-                        break TOO_LATE;
-                    }
-                    *this.attempt += 1;
-                    this.state.set(State::Start);
-                    continue;
-                }
-                StateProj::Over => panic!("polled again after its result"),
-            };
-            if slot.is_none()
-                && let Some(limiter) = parts.limiter()
-            {
-                match limit::Shared::ask(limiter) {
-                    Answer::Granted(granted) => slot = Some(granted),
-                    Answer::Wait(waiting) => {
-                        this.state.set(State::Queue { waiting, pass });
-                        continue;
-                    }
-                    Answer::Refused(rejected) => break rejected,
                 }
             }
-            let retry = policy.retry.as_ref();
-            let last = *this.attempt >= retry.map_or(1, |retry| retry.most_attempts());
-            let mut bound = Bound::ambient().within(policy.attempt_deadline);
-            let attempts = &mut *this.attempts;
-            let future = entered(&mut slot, &mut pass, &mut bound, || attempts.next(last));
-            this.state.set(State::Calling {
-                future,
-                slot,
-                pass,
-                bound,
-                waited: false,
-            });
-        };
-        this.state.set(State::Over);
+            if this.slot.is_none()
+                && let Some(limiter) = this.parts.limiter()
+            {
+                *this.slot = limit::Shared::pass(&limiter);
+                if this.slot.is_none() {
+                    match limit::Shared::ask(limiter) {
+                        Answer::Granted(slot) => *this.slot = Some(slot),
+                        Answer::Wait(waiting) => {
+                            *this.stage = Stage::Queue(waiting);
+                            continue;
+                        }
+                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
+                    }
+                }
+            }
+            *this.attempt_bound = Bound::ambient().within(policy.attempt_deadline);
+            *this.waited = false;
+            return Poll::Ready(Ok(()));
+        }
+    }
+
+    /// Waits for what the stage says.
+    #[cold]
+    fn resume(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
+        let this = self.project();
+        match this.stage {
+            Stage::Start => {}
+            Stage::Circuit(waiting) => *this.pass = Some(ready!(in_line(waiting, cx))?),
+            Stage::Queue(waiting) => *this.slot = Some(ready!(in_line(waiting, cx))?),
+            Stage::Pause(until) => {
+                ready!(this.timer.poll(*until, cx));
+                if Bound::ambient().is_over() {
+                    return Poll::Ready(Err(TOO_LATE));
+                }
+                *this.attempt += 1;
+                *this.stage = Stage::Start;
+                return Poll::Ready(Ok(()));
+            }
+        }
+        *this.stage = Stage::Start;
+        if Bound::ambient().is_over() {
+            let reporter = &this.parts.policy().reporter;
+            return Poll::Ready(Err(reporter.refused(TOO_LATE)));
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Polls the attempt, which it makes first where there is none yet. One that is over is dropped.
+    #[inline]
+    fn call(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        let (attempts, attempt) = (this.attempts, *this.attempt);
+        let retry = this.parts.policy().retry.as_ref();
+        entered(this.slot, this.pass, this.attempt_bound, || {
+            if this.future.is_none() {
+                let last = attempt >= retry.map_or(1, Retry::most_attempts);
+                let future = attempts.next(last);
+                this.future.set(Some(future));
+            }
+            let future = this.future.as_mut().as_pin_mut();
+            let polled = future.expect("made just now").poll(cx);
+            if polled.is_ready() {
+                this.future.set(None);
+            }
+            polled
+        })
+    }
+
+    /// The attempt is under way: waits until it has to be over.
+    #[inline]
+    fn wait(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
+        let mut this = self.project();
+        ambient::set_in_line(false);
+        if !mem::replace(this.waited, true) {
+            first_wait(this.slot, this.pass, this.attempt_bound);
+        }
+        ready!(this.timer.poll(this.attempt_bound.resolve_now(), cx));
+        this.attempt_bound.enter(|| this.future.set(None));
+        let rejected = Rejected::DeadlineExceeded { sent: true };
+        let reporter = &this.parts.policy().reporter;
+        Poll::Ready(Err(reporter.refused(rejected).into()))
+    }
+
+    /// The result of a call that we refused.
+    #[cold]
+    fn refuse(self: Pin<&mut Self>, rejected: Rejected) -> F::Output {
+        let this = self.project();
+        *this.attempt = OVER;
+        *this.stage = Stage::Start;
+        *this.slot = None;
+        *this.pass = None;
         // The answer of an earlier attempt says more than that we refused the next.
         let answered = this.last.take();
-        Poll::Ready(answered.unwrap_or_else(|| Err(rejected.into())))
+        answered.unwrap_or_else(|| Err(rejected.into()))
     }
 }
+
+const OVER: u32 = u32::MAX;
 
 /// Whoever is woken late may go on, but has no time left.
 const TOO_LATE: Rejected = Rejected::DeadlineExceeded { sent: false };
 
-impl<B, L, F> State<B, L, F>
-where
-    B: Deref<Target = breaker::Shared>,
-    L: Deref<Target = limit::Shared>,
-{
-    /// Drops what is under way, with its own deadline around it.
-    fn abandon(mut self: Pin<&mut Self>) {
-        match self.as_mut().project() {
-            StateProj::Calling { bound, .. } => {
-                let mut bound = *bound;
-                bound.enter(|| self.set(Self::Over));
-            }
-            _ => self.set(Self::Over),
-        }
-    }
-}
-
 /// Runs code of the call, with everything around it that it may see.
-#[inline]
+#[inline(always)]
 fn entered<B, L, R>(
     slot: &mut Option<limit::Slot<L>>,
     pass: &mut Option<breaker::Pass<B>>,
@@ -413,7 +450,7 @@ fn first_wait<B, L>(
     B: Deref<Target = breaker::Shared>,
     L: Deref<Target = limit::Shared>,
 {
-    let now = time::now();
+    let now = time::stamp();
     ambient::resolve(now);
     bound.resolve(now);
     if let Some(pass) = pass {

@@ -2,12 +2,15 @@ use std::task::Wake;
 
 use loom::{
     model::Builder,
-    sync::{Arc, Notify},
+    sync::{
+        Arc, Notify,
+        atomic::{AtomicUsize, Ordering},
+    },
     thread,
 };
 
 use super::*;
-use crate::testing::start;
+use crate::{shard, testing::start};
 
 struct Bell(Notify);
 
@@ -26,8 +29,12 @@ struct Watched {
 
 impl Watched {
     fn new(limit: usize, now: Instant) -> Arc<Self> {
+        Self::in_shards(limit, 1, now)
+    }
+
+    fn in_shards(limit: usize, shards: usize, now: Instant) -> Arc<Self> {
         Arc::new(Self {
-            gate: Gate::new(limit, 9),
+            gate: Gate::with(Permits::in_shards(limit, shards), limit, 9),
             inside: AtomicUsize::new(0),
             now,
         })
@@ -61,7 +68,7 @@ impl Watched {
     }
 
     fn leave(&self) {
-        self.gate.leave(Some(self.now), || self.now);
+        self.gate.leave(self.now.into(), || self.now);
     }
 
     /// What a call does that has a permit.
@@ -194,5 +201,69 @@ fn while_somebody_waits_nobody_overtakes() {
         assert_eq!(watched.gate.turn(key, Waker::noop()), Turn::Passes(now));
         watched.leave();
         watched.assert_idle(1);
+    });
+}
+
+#[test]
+fn two_callers_on_one_shard_find_the_permit_of_the_other() {
+    let now = start();
+    check(3, move || {
+        let watched = Watched::in_shards(2, 2, now);
+        let other = {
+            let watched = watched.clone();
+            thread::spawn(move || {
+                assert!(watched.gate.try_pass(), "two permits, two callers");
+                watched.leave();
+            })
+        };
+        assert!(watched.gate.try_pass(), "two permits, two callers");
+        other.join().unwrap();
+        watched.leave();
+        watched.assert_idle(2);
+    });
+}
+
+#[test]
+fn three_callers_and_two_shards() {
+    let now = start();
+    check(2, move || {
+        let watched = Watched::in_shards(2, 2, now);
+        let others = [0, 1].map(|shard| {
+            let watched = watched.clone();
+            thread::spawn(move || {
+                shard::set_mine(shard);
+                watched.wait();
+                watched.run(2);
+            })
+        });
+        shard::set_mine(0);
+        watched.wait();
+        watched.run(2);
+        for other in others {
+            other.join().unwrap();
+        }
+        watched.assert_idle(2);
+    });
+}
+
+#[test]
+fn a_permit_that_comes_back_to_another_shard_while_the_line_forms_is_not_missed() {
+    let now = start();
+    check(3, move || {
+        let watched = Watched::in_shards(2, 2, now);
+        shard::set_mine(0);
+        assert!(watched.gate.try_pass() && watched.gate.try_pass());
+        let releaser = {
+            let watched = watched.clone();
+            thread::spawn(move || {
+                shard::set_mine(1);
+                watched.leave();
+            })
+        };
+        watched.wait();
+        releaser.join().unwrap();
+        watched.leave();
+        watched.leave();
+        watched.assert_idle(2);
     });
 }

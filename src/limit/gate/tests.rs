@@ -10,7 +10,7 @@ use std::{
 use proptest::prelude::*;
 
 use super::*;
-use crate::testing::start;
+use crate::{shard, testing::start};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -64,15 +64,17 @@ impl Model {
 proptest! {
     #[test]
     fn it_equals_a_counter_and_a_list(
-        limit in 1..4_usize,
+        limit in 1..6_usize,
         queue in 0..6_usize,
-        steps in prop::collection::vec((0..9_u8, any::<usize>(), prop::option::of(0..8_u32), 0..2_u32), 1..200),
+        shards in prop::sample::select(&[1, 2, 4][..]),
+        steps in prop::collection::vec((0..9_u8, any::<usize>(), prop::option::of(0..8_u32), 0..2_u32, 0..4_usize), 1..200),
     ) {
-        let gate = Gate::new(limit, queue);
+        let gate = Gate::with(Permits::in_shards(limit, shards), limit, queue);
         let mut model = Model { free: limit, line: VecDeque::new(), arrived: Vec::new() };
         let mut held = 0;
         let mut now = start();
-        for (step, pick, left, forward) in steps {
+        for (step, pick, left, forward, thread) in steps {
+            shard::set_mine(thread);
             now += forward * SECOND;
             let deadline = left.map(|left| now + left * SECOND);
             match step {
@@ -123,14 +125,15 @@ proptest! {
                 },
                 _ => if held > 0 {
                     held -= 1;
-                    gate.leave(None, || now);
+                    gate.leave(Stamp::NONE, || now);
                     model.hand_on(now);
                 },
             }
             let there = || model.arrived.iter().flatten();
             let given = there().filter(|arrived| matches!(arrived.turn, Turn::Passes(_))).count();
             prop_assert_eq!(gate.counts(), (held + given, model.line.len()));
-            prop_assert_eq!(gate.is_full(), model.free == 0);
+            prop_assert!(gate.is_scarce() || model.free > 0);
+            prop_assert!(!gate.is_scarce() || shards > 1 || model.free == 0);
             prop_assert_eq!(model.free + held + given, limit);
             for arrived in there() {
                 let woken = arrived.polled && arrived.turn != Turn::Waits;
@@ -148,7 +151,7 @@ fn a_key_whose_turn_is_over_names_nobody() {
     let Entered::Waits(key) = gate.enter(None, now) else {
         panic!("there is no permit left");
     };
-    gate.leave(None, || now);
+    gate.leave(Stamp::NONE, || now);
     assert_eq!(gate.turn(key, Waker::noop()), Turn::Passes(now));
     gate.leave_line(key, || now);
     assert_eq!(gate.turn(key, Waker::noop()), Turn::Shed);
