@@ -103,12 +103,6 @@ pub(crate) fn is_in_line() -> bool {
     IN_LINE.get()
 }
 
-/// Counts from `now` what nobody has counted from yet.
-pub(crate) fn resolve(now: Stamp) {
-    let mut bound = CURRENT.get();
-    bound.resolve(now);
-    CURRENT.set(bound);
-}
 
 struct Entered<'a> {
     bound: &'a mut Bound,

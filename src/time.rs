@@ -7,7 +7,6 @@
 use std::{
     cell::RefCell,
     future::Future,
-    mem,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -87,6 +86,7 @@ fn instant(at: Stamp) -> tokio::time::Instant {
 }
 
 impl Drop for Timer {
+    #[inline]
     fn drop(&mut self) {
         if let Some(made) = self.made.take() {
             put(made);
@@ -174,6 +174,18 @@ struct Pool {
     idle: Vec<Box<Made>>,
 }
 
+impl Pool {
+    #[inline]
+    fn take(&mut self, on: Id) -> Option<Box<Made>> {
+        if self.made_on != Some(on) {
+            self.made_on = Some(on);
+            // Nobody listens to their bells: no code of a user's runs here.
+            self.idle.clear();
+        }
+        self.idle.pop()
+    }
+}
+
 /// The most idle timers that a thread keeps. More would rarely be in use again before they are dropped.
 const IDLE: usize = 64;
 
@@ -183,18 +195,11 @@ thread_local! {
 
 fn take() -> Box<Made> {
     let on = Handle::current().id();
-    let mut stale = Vec::new();
-    let pooled = POOL.with_borrow_mut(|pool| {
-        if pool.made_on != Some(on) {
-            pool.made_on = Some(on);
-            stale = mem::take(&mut pool.idle);
-        }
-        pool.idle.pop()
-    });
-    drop(stale);
-    pooled.unwrap_or_else(|| Box::new(Made::new(on)))
+    POOL.with_borrow_mut(|pool| pool.take(on))
+        .unwrap_or_else(|| Box::new(Made::new(on)))
 }
 
+#[inline(never)]
 fn put(made: Box<Made>) {
     made.bell.leave();
     // The thread's storage may be gone already when a task is dropped at its end.

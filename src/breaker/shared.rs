@@ -80,13 +80,13 @@ impl Shared {
     }
 
     /// Admits a call if the circuit need not be asked.
-    #[inline]
-    pub(crate) fn pass<B>(breaker: &B, attempt_deadline: Option<Duration>) -> Option<Pass<B>>
+    #[inline(always)]
+    pub(crate) fn pass<B>(breaker: B, attempt_deadline: Option<Duration>) -> Option<Pass<B>>
     where
-        B: Deref<Target = Self> + Clone,
+        B: Deref<Target = Self>,
     {
         let ticket = breaker.gate.pass()?;
-        Some(Pass::new(breaker.clone(), ticket, attempt_deadline))
+        Some(Pass::new(breaker, ticket, attempt_deadline))
     }
 
     /// Admits a call, gives it a place in line, or refuses it.
@@ -283,25 +283,43 @@ impl<B: Deref<Target = Shared>> Pass<B> {
         C: Classify<T, E>,
     {
         let verdict = judge(classify, result);
+        self.settle_judged(verdict, result);
+        verdict
+    }
+
+    /// Takes the call's result, and what it means.
+    #[inline]
+    pub(crate) fn settle_judged<T, E: Refusal>(&mut self, verdict: Verdict, result: &Result<T, E>) {
         let rejected = result.as_ref().err().and_then(Refusal::rejected);
         let cut = matches!(rejected, Some(Rejected::DeadlineExceeded { .. }));
         self.settle(verdict, cut);
-        verdict
     }
 
     /// Takes what the result means. `cut`: it is a deadline of ours that struck, no answer.
     #[inline]
     pub(super) fn settle(&mut self, verdict: Verdict, cut: bool) {
-        if mem::replace(&mut self.over, true) {
-            // It panicked, which was counted, and was polled again.
+        let good = matches!(
+            verdict.kind,
+            Kind::Success | Kind::Invalid | Kind::Conflict
+        );
+        if good && self.succeed() {
             return;
         }
-        let good = matches!(verdict.kind, Kind::Success | Kind::Invalid | Kind::Conflict);
-        if good && !self.ticket.is_probe() && !self.is_slow() {
-            self.breaker.gate.succeed(self.ticket, time::now);
-        } else {
+        // Where it panicked, that was counted, and it was polled again.
+        if !mem::replace(&mut self.over, true) {
             self.settle_slowly(verdict, cut);
         }
+    }
+
+    /// Counts a good result, unless the circuit has to be asked what follows from it.
+    #[inline(always)]
+    pub(crate) fn succeed(&mut self) -> bool {
+        if self.over || self.ticket.is_probe() || self.is_slow() {
+            return false;
+        }
+        self.over = true;
+        self.breaker.gate.succeed(self.ticket, time::now);
+        true
     }
 
     #[cold]
@@ -338,6 +356,13 @@ impl<B: Deref<Target = Shared>> Pass<B> {
             Some(after) => self.ran_for(|| after),
             None => false,
         }
+    }
+
+    /// The call was dropped before it had a result.
+    #[cold]
+    fn abandon(&self) {
+        let bad = self.ran_its_time();
+        self.report(if bad { BAD } else { Outcome::Neutral });
     }
 
     /// Whether the call had run for its attempt deadline.
@@ -377,12 +402,11 @@ impl<B: Deref<Target = Shared>> Leave for Pass<B> {
 }
 
 impl<B: Deref<Target = Shared>> Drop for Pass<B> {
+    #[inline]
     fn drop(&mut self) {
-        if self.over {
-            return;
+        if !self.over {
+            self.abandon();
         }
-        let bad = self.ran_its_time();
-        self.report(if bad { BAD } else { Outcome::Neutral });
     }
 }
 

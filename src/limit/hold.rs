@@ -123,6 +123,7 @@ impl<B: Deref<Target = Shared>> Leave for Slot<B> {
 }
 
 impl<B: Deref<Target = Shared>> Drop for Slot<B> {
+    #[inline]
     fn drop(&mut self) {
         // A share gives the slot back itself.
         if self.share.is_none() {

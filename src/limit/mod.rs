@@ -327,13 +327,13 @@ impl Shared {
     }
 
     /// A slot, if one is at hand.
-    #[inline]
-    pub(crate) fn pass<B>(limiter: &B) -> Option<Slot<B>>
+    #[inline(always)]
+    pub(crate) fn pass<B>(limiter: B) -> Option<Slot<B>>
     where
-        B: Deref<Target = Self> + Clone,
+        B: Deref<Target = Self>,
     {
         let passes = limiter.gate.pass();
-        passes.then(|| Slot::new(limiter.clone(), Stamp::NONE))
+        passes.then(|| Slot::new(limiter, Stamp::NONE))
     }
 
     /// A slot, a place in the queue, or a refusal.

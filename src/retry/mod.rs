@@ -131,13 +131,19 @@ impl Retry {
         self.most_attempts
     }
 
+    /// Takes the success of a call.
+    #[inline(always)]
+    pub(crate) fn deposit(&self) {
+        if let Some(budget) = &self.budget {
+            budget.deposit();
+        }
+    }
+
     /// Takes the verdict of an attempt: when the next one starts, with the delay before it, or that none follows.
     #[inline]
     pub(crate) fn next(&self, attempt: u32, verdict: Verdict, previous: Duration) -> Option<Pause> {
         if verdict.kind == Kind::Success {
-            if let Some(budget) = &self.budget {
-                budget.deposit();
-            }
+            self.deposit();
             return None;
         }
         self.after_failure(Failed {

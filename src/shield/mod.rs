@@ -195,6 +195,13 @@ pub(crate) struct Policy {
     pub(crate) reporter: Reporter,
 }
 
+impl Policy {
+    /// The most attempts that any call can make.
+    pub(crate) fn most_attempts(&self) -> u32 {
+        self.retry.as_ref().map_or(1, Retry::most_attempts)
+    }
+}
+
 /// The settings of a [`Shield`]; their defaults stand in the [module](self).
 ///
 /// ```

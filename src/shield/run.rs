@@ -26,9 +26,9 @@ use crate::{
     breaker,
     error::{Refusal, Rejected, judge},
     gated::{Answer, Leave, in_line},
-    kind::Classify,
+    kind::{Classify, Kind, Verdict},
     limit,
-    retry::{Retry, unless_refused},
+    retry::unless_refused,
     stamp::Stamp,
     time::{self, Timer},
 };
@@ -139,7 +139,7 @@ pin_project! {
     /// Invariants:
     /// 1. `slot` and `pass` are held from when they are given until the attempt is over, and are given back in this order, behind the
     ///    attempt's future.
-    /// 2. There is a `future`, or the `stage` says what is waited for.
+    /// 2. Where there is no `future`, what is waited for is the end of a pause, or of a `wait` in line, if anything.
     /// 3. Code of the user's runs within both bounds: the call's is entered by whoever polls or drops, the attempt's by `entered`.
     pub(crate) struct Engine<P, K, A, F>
     where
@@ -150,12 +150,15 @@ pin_project! {
         future: Option<F>,
         slot: Option<limit::Slot<P::Limiter>>,
         pass: Option<breaker::Pass<P::Breaker>>,
-        stage: Stage<P::Breaker, P::Limiter>,
+        // Boxed: only who stands in line pays for it.
+        wait: Option<Box<Wait<P::Breaker, P::Limiter>>>,
         bound: Bound,
         attempt_bound: Bound,
         timer: Timer,
         // From 1; 0 before the call begins, `OVER` when it has ended.
         attempt: u32,
+        // Until then no attempt begins.
+        pause_until: Stamp,
         waited: bool,
         previous: Duration,
         // The error of the attempt before: it stands if the next one is refused by us.
@@ -181,17 +184,14 @@ pin_project! {
     }
 }
 
-/// Where a call is that is not at an attempt.
-enum Stage<B, L>
+/// The line that a call stands in.
+enum Wait<B, L>
 where
     B: Deref<Target = breaker::Shared>,
     L: Deref<Target = limit::Shared>,
 {
-    /// It asks for leave, or has it.
-    Start,
     Circuit(breaker::Waiting<B>),
     Queue(limit::Waiting<L>),
-    Pause(Stamp),
 }
 
 impl<P, K, A, F> Engine<P, K, A, F>
@@ -206,11 +206,12 @@ where
             future: None,
             slot: None,
             pass: None,
-            stage: Stage::Start,
+            wait: None,
             bound: Bound::NONE.within(deadline),
             attempt_bound: Bound::NONE,
             timer: Timer::new(),
             attempt: 0,
+            pause_until: Stamp::NONE,
             waited: false,
             previous: Duration::ZERO,
             last: None,
@@ -233,21 +234,26 @@ where
 
     #[inline]
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let this = self.as_mut().project();
-        if *this.attempt == 0 {
-            if this.bound.is_nothing() || Bound::ambient().is_over() {
-                *this.attempt = OVER;
-                let policy = this.parts.policy();
-                return Poll::Ready(Err(policy.reporter.refused(TOO_LATE).into()));
-            }
-            *this.attempt = 1;
-        } else if *this.attempt == OVER {
-            panic!("polled again after its result");
+        if (self.attempt == 0 || self.attempt == OVER)
+            && let Err(rejected) = self.as_mut().begin()
+        {
+            return Poll::Ready(Err(rejected.into()));
         }
-        let mut bound = *this.bound;
-        let polled = bound.enter(|| self.as_mut().advance(cx));
-        *self.project().bound = bound;
-        polled
+        loop {
+            if self.future.is_none()
+                && !self.as_mut().pass()
+                && let Err(rejected) = ready!(self.as_mut().admit(cx))
+            {
+                return Poll::Ready(self.refuse(rejected));
+            }
+            let result = match self.as_mut().call(cx) {
+                Poll::Ready(result) => result,
+                Poll::Pending => ready!(self.as_mut().wait(cx)),
+            };
+            if let Some(result) = self.as_mut().settle(result) {
+                return Poll::Ready(result);
+            }
+        }
     }
 }
 
@@ -259,106 +265,98 @@ where
     F: Future<Output = Result<T, E>>,
     E: Refusal,
 {
-    /// Goes on until it has to wait or is over. The call's deadline surrounds it.
-    #[inline]
-    fn advance(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
-        loop {
-            if self.future.is_none()
-                && let Err(rejected) = ready!(self.as_mut().admit(cx))
-            {
-                return Poll::Ready(self.refuse(rejected));
-            }
-            let result = match self.as_mut().call(cx) {
-                Poll::Ready(result) => result,
-                Poll::Pending => ready!(self.as_mut().wait(cx)),
-            };
-            let this = self.as_mut().project();
-            *this.slot = None;
-            let verdict = match this.pass {
-                Some(pass) => pass.settle_result(this.classify, &result),
-                None => judge(this.classify, &result),
-            };
-            *this.pass = None;
-            let retry = this.parts.policy().retry.as_ref();
-            let pause = retry.and_then(|r| r.next(*this.attempt, verdict, *this.previous));
-            let Some(pause) = pause else {
-                *this.attempt = OVER;
-                return Poll::Ready(match this.last.take() {
-                    Some(Err(before)) => unless_refused(result, Some(before)),
-                    _ => result,
-                });
-            };
-            // An `Ok` may hold a slot that the next attempt needs.
-            *this.last = result.err().map(Err);
-            *this.previous = pause.delay;
-            *this.stage = Stage::Pause(pause.until.into());
+    /// Begins the call, unless there is no time for it.
+    #[inline(always)]
+    fn begin(self: Pin<&mut Self>) -> Result<(), Rejected> {
+        let this = self.project();
+        assert!(*this.attempt != OVER, "polled again after its result");
+        if this.bound.is_nothing() || Bound::ambient().is_over() {
+            *this.attempt = OVER;
+            return Err(this.parts.policy().reporter.refused(TOO_LATE));
         }
+        *this.attempt = 1;
+        Ok(())
     }
 
-    /// Gets the leave of circuit and limiter for an attempt.
-    #[inline]
-    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
-        loop {
-            if !matches!(self.stage, Stage::Start) {
-                ready!(self.as_mut().resume(cx))?;
+    /// Gets the leave for an attempt if nothing is in its way; what it got of it is kept.
+    #[inline(always)]
+    fn pass(self: Pin<&mut Self>) -> bool {
+        let this = self.project();
+        if this.wait.is_some() || this.pause_until.is_some() {
+            return false;
+        }
+        let hang = this.parts.policy().hang_after;
+        if let Some(breaker) = this.parts.breaker() {
+            *this.pass = breaker::Shared::pass(breaker, hang);
+            if this.pass.is_none() {
+                return false;
             }
-            let this = self.as_mut().project();
-            let policy = this.parts.policy();
-            if this.pass.is_none()
-                && let Some(breaker) = this.parts.breaker()
-            {
-                *this.pass = breaker::Shared::pass(&breaker, policy.hang_after);
-                if this.pass.is_none() {
-                    match breaker::Shared::ask(breaker, policy.hang_after) {
+        }
+        if let Some(limiter) = this.parts.limiter() {
+            *this.slot = limit::Shared::pass(limiter);
+            if this.slot.is_none() {
+                return false;
+            }
+        }
+        true
+    }
+
+    /// Asks for the leave that is missing, and waits for it.
+    #[cold]
+    fn admit(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
+        let mut bound = self.bound;
+        let admitted = bound.enter(|| {
+            loop {
+                ready!(self.as_mut().resume(cx))?;
+                let this = self.as_mut().project();
+                if this.pass.is_none()
+                    && let Some(breaker) = this.parts.breaker()
+                {
+                    match breaker::Shared::ask(breaker, this.parts.policy().hang_after) {
                         Answer::Granted(pass) => *this.pass = Some(pass),
+                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
                         Answer::Wait(waiting) => {
-                            *this.stage = Stage::Circuit(waiting);
+                            *this.wait = Some(Box::new(Wait::Circuit(waiting)));
                             continue;
                         }
-                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
                     }
                 }
-            }
-            if this.slot.is_none()
-                && let Some(limiter) = this.parts.limiter()
-            {
-                *this.slot = limit::Shared::pass(&limiter);
-                if this.slot.is_none() {
+                if this.slot.is_none()
+                    && let Some(limiter) = this.parts.limiter()
+                {
                     match limit::Shared::ask(limiter) {
                         Answer::Granted(slot) => *this.slot = Some(slot),
+                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
                         Answer::Wait(waiting) => {
-                            *this.stage = Stage::Queue(waiting);
+                            *this.wait = Some(Box::new(Wait::Queue(waiting)));
                             continue;
                         }
-                        Answer::Refused(rejected) => return Poll::Ready(Err(rejected)),
                     }
                 }
-            }
-            *this.attempt_bound = Bound::ambient().within(policy.attempt_deadline);
-            *this.waited = false;
-            return Poll::Ready(Ok(()));
-        }
-    }
-
-    /// Waits for what the stage says.
-    #[cold]
-    fn resume(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
-        let this = self.project();
-        match this.stage {
-            Stage::Start => {}
-            Stage::Circuit(waiting) => *this.pass = Some(ready!(in_line(waiting, cx))?),
-            Stage::Queue(waiting) => *this.slot = Some(ready!(in_line(waiting, cx))?),
-            Stage::Pause(until) => {
-                ready!(this.timer.poll(*until, cx));
-                if Bound::ambient().is_over() {
-                    return Poll::Ready(Err(TOO_LATE));
-                }
-                *this.attempt += 1;
-                *this.stage = Stage::Start;
                 return Poll::Ready(Ok(()));
             }
+        });
+        *self.project().bound = bound;
+        admitted
+    }
+
+    /// Goes on with what is waited for, if anything, until that is over.
+    fn resume(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Rejected>> {
+        let this = self.project();
+        if this.pause_until.is_some() {
+            ready!(this.timer.poll(*this.pause_until, cx));
+            if Bound::ambient().is_over() {
+                return Poll::Ready(Err(TOO_LATE));
+            }
+            *this.attempt += 1;
+            *this.pause_until = Stamp::NONE;
         }
-        *this.stage = Stage::Start;
+        match this.wait.as_deref_mut() {
+            None => return Poll::Ready(Ok(())),
+            Some(Wait::Circuit(waiting)) => *this.pass = Some(ready!(in_line(waiting, cx))?),
+            Some(Wait::Queue(waiting)) => *this.slot = Some(ready!(in_line(waiting, cx))?),
+        }
+        *this.wait = None;
         if Bound::ambient().is_over() {
             let reporter = &this.parts.policy().reporter;
             return Poll::Ready(Err(reporter.refused(TOO_LATE)));
@@ -367,16 +365,20 @@ where
     }
 
     /// Polls the attempt, which it makes first where there is none yet. One that is over is dropped.
-    #[inline]
+    #[inline(always)]
     fn call(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
+        let policy = this.parts.policy();
+        let begins = this.future.is_none();
+        if begins {
+            *this.attempt_bound = this.bound.within(policy.attempt_deadline);
+            *this.waited = false;
+        }
         let (attempts, attempt) = (this.attempts, *this.attempt);
-        let retry = this.parts.policy().retry.as_ref();
         entered(this.slot, this.pass, this.attempt_bound, || {
-            if this.future.is_none() {
-                let last = attempt >= retry.map_or(1, Retry::most_attempts);
-                let future = attempts.next(last);
-                this.future.set(Some(future));
+            if begins {
+                let last = attempt >= policy.most_attempts();
+                this.future.set(Some(attempts.next(last)));
             }
             let future = this.future.as_mut().as_pin_mut();
             let polled = future.expect("made just now").poll(cx);
@@ -388,12 +390,21 @@ where
     }
 
     /// The attempt is under way: waits until it has to be over.
-    #[inline]
+    #[inline(always)]
     fn wait(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<F::Output> {
         let mut this = self.project();
         ambient::set_in_line(false);
         if !mem::replace(this.waited, true) {
-            first_wait(this.slot, this.pass, this.attempt_bound);
+            // One look at the clock starts everything that counts from here.
+            let now = time::stamp();
+            this.bound.resolve(now);
+            this.attempt_bound.resolve(now);
+            if let Some(pass) = this.pass {
+                pass.waits_since(|| now);
+            }
+            if let Some(slot) = this.slot {
+                slot.waits_since(|| now);
+            }
         }
         ready!(this.timer.poll(this.attempt_bound.resolve_now(), cx));
         this.attempt_bound.enter(|| this.future.set(None));
@@ -402,12 +413,57 @@ where
         Poll::Ready(Err(reporter.refused(rejected).into()))
     }
 
+    /// Takes the result of an attempt, and gives the leave for it back; `None`: another attempt follows.
+    #[inline(always)]
+    fn settle(mut self: Pin<&mut Self>, result: F::Output) -> Option<F::Output> {
+        let this = self.as_mut().project();
+        *this.slot = None;
+        let verdict = judge(this.classify, &result);
+        let pass = this.pass.as_mut();
+        if verdict.kind != Kind::Success || !pass.is_none_or(breaker::Pass::succeed) {
+            return self.settle_slowly(result, verdict);
+        }
+        *this.pass = None;
+        *this.attempt = OVER;
+        if let Some(retry) = &this.parts.policy().retry {
+            retry.deposit();
+        }
+        Some(result)
+    }
+
+    /// The same where the circuit or the retry has to think about it.
+    #[cold]
+    fn settle_slowly(self: Pin<&mut Self>, result: F::Output, verdict: Verdict) -> Option<F::Output> {
+        let this = self.project();
+        let retry = this.parts.policy().retry.as_ref();
+        let mut bound = *this.bound;
+        let pause = bound.enter(|| {
+            if let Some(mut pass) = this.pass.take() {
+                pass.settle_judged(verdict, &result);
+            }
+            retry.and_then(|retry| retry.next(*this.attempt, verdict, *this.previous))
+        });
+        *this.bound = bound;
+        let Some(pause) = pause else {
+            *this.attempt = OVER;
+            return Some(match this.last.take() {
+                Some(Err(before)) => unless_refused(result, Some(before)),
+                _ => result,
+            });
+        };
+        // An `Ok` may hold a slot that the next attempt needs.
+        *this.last = result.err().map(Err);
+        *this.previous = pause.delay;
+        *this.pause_until = pause.until.into();
+        None
+    }
+
     /// The result of a call that we refused.
     #[cold]
     fn refuse(self: Pin<&mut Self>, rejected: Rejected) -> F::Output {
         let this = self.project();
         *this.attempt = OVER;
-        *this.stage = Stage::Start;
+        *this.wait = None;
         *this.slot = None;
         *this.pass = None;
         // The answer of an earlier attempt says more than that we refused the next.
@@ -439,24 +495,4 @@ where
         (None, Some(slot)) => slot.enter(f),
         (None, None) => f(),
     })
-}
-
-/// The call has to wait: one look at the clock starts everything that counts from here.
-fn first_wait<B, L>(
-    slot: &mut Option<limit::Slot<L>>,
-    pass: &mut Option<breaker::Pass<B>>,
-    bound: &mut Bound,
-) where
-    B: Deref<Target = breaker::Shared>,
-    L: Deref<Target = limit::Shared>,
-{
-    let now = time::stamp();
-    ambient::resolve(now);
-    bound.resolve(now);
-    if let Some(pass) = pass {
-        pass.waits_since(|| now);
-    }
-    if let Some(slot) = slot {
-        slot.waits_since(|| now);
-    }
 }
