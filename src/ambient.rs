@@ -103,7 +103,6 @@ pub(crate) fn is_in_line() -> bool {
     IN_LINE.get()
 }
 
-
 struct Entered<'a> {
     bound: &'a mut Bound,
     outer: Bound,

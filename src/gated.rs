@@ -67,6 +67,7 @@ where
     W: Wait,
 {
     /// Calls `service` at once if leave is given; else keeps a clone of it for later.
+    #[inline(always)]
     pub(crate) fn new(answer: Answer<W>, service: &mut S, request: Req) -> Self {
         let state = match answer {
             Answer::Granted(mut leave) => State::Calling {
@@ -93,6 +94,7 @@ where
 {
     /// The result, with the leave that it was made by; none where it was refused.
     #[allow(clippy::type_complexity, reason = "a result and a leave")]
+    #[inline]
     pub(crate) fn poll(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,

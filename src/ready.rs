@@ -51,6 +51,7 @@ where
     S: Service<Req>,
 {
     /// Calls `service` at once if it is ready; else moves it into the future and leaves a clone in its place.
+    #[inline(always)]
     pub(crate) fn begin(service: &mut S, request: Req) -> Self
     where
         S: Clone,
@@ -93,6 +94,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.poll_or_refuse(Some(S::Error::from), cx)
     }
@@ -103,6 +105,7 @@ where
     S: Service<Req>,
 {
     /// Calls once the service is ready; where the deadline comes first, the result is what `refuse` makes of that.
+    #[inline]
     pub(crate) fn poll_or_refuse(
         self: Pin<&mut Self>,
         refuse: Option<fn(Rejected) -> S::Error>,

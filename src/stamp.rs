@@ -158,7 +158,10 @@ mod tests {
     #[test]
     fn a_sum_is_that_of_instants_and_none_stays_none() {
         let (now, second) = (start(), Duration::from_secs(1));
-        assert_eq!((Stamp::from(now) + second.into()).instant(), Some(now + second));
+        assert_eq!(
+            (Stamp::from(now) + second.into()).instant(),
+            Some(now + second)
+        );
         assert_eq!(Stamp::NONE + second.into(), Stamp::NONE);
         assert_eq!(Stamp::from(now) + Span::NONE, Stamp::NONE);
         assert!((Stamp::from(now) + Duration::MAX.into()).is_some());

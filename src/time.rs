@@ -21,11 +21,7 @@ use tokio::{
     time::Sleep,
 };
 
-use crate::{
-    bell::Bell,
-    error::LONGEST,
-    stamp::Stamp,
-};
+use crate::{bell::Bell, error::LONGEST, stamp::Stamp};
 
 /// The present.
 pub(crate) fn now() -> Instant {

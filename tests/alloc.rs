@@ -16,11 +16,8 @@ use allocation_counter::measure;
 #[cfg(feature = "test-util")]
 use steadfast::fault::Faults;
 use steadfast::{
-    Breaker, Classify, ConcurrencyLimiter, Deadline, Error, Event, Kind, Observer, Rejected, Retry, Shield, by_error, deadline,
-    error::WrapLayer,
-    event::Name,
-    retry::Backoff,
-    shield,
+    Breaker, Classify, ConcurrencyLimiter, Deadline, Error, Event, Kind, Observer, Rejected, Retry,
+    Shield, by_error, deadline, error::WrapLayer, event::Name, retry::Backoff, shield,
 };
 use tokio::runtime::{Builder, Runtime};
 use tower::{Layer, Service};

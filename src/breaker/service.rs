@@ -59,6 +59,7 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let answer = Shared::ask(self.breaker.owned(), None);
         ResponseFuture {
@@ -92,6 +93,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
         let (result, pass) = ready!(this.gated.poll(cx));

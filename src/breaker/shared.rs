@@ -90,25 +90,28 @@ impl Shared {
     }
 
     /// Admits a call, gives it a place in line, or refuses it.
+    #[inline(always)]
     pub(crate) fn ask<B>(breaker: B, attempt_deadline: Option<Duration>) -> Answer<Waiting<B>>
     where
         B: Deref<Target = Self> + Clone,
     {
-        match breaker.ticket(attempt_deadline) {
-            Ok(ticket) => Answer::Granted(Pass::new(breaker, ticket, attempt_deadline)),
-            Err(refused) => Self::stand_in_line(breaker, attempt_deadline, refused),
+        match breaker.gate.pass() {
+            Some(ticket) => Answer::Granted(Pass::new(breaker, ticket, attempt_deadline)),
+            None => Self::ask_slowly(breaker, attempt_deadline),
         }
     }
 
     #[cold]
-    fn stand_in_line<B>(
-        breaker: B,
-        attempt_deadline: Option<Duration>,
-        refused: Refused,
-    ) -> Answer<Waiting<B>>
+    fn ask_slowly<B>(breaker: B, attempt_deadline: Option<Duration>) -> Answer<Waiting<B>>
     where
         B: Deref<Target = Self> + Clone,
     {
+        let refused = match breaker.ticket_slowly(attempt_deadline) {
+            Ok(ticket) => {
+                return Answer::Granted(Pass::new(breaker, ticket, attempt_deadline));
+            }
+            Err(refused) => refused,
+        };
         let WhenOpen::Wait { queue } = breaker.when_open else {
             return Answer::Refused(breaker.refuse(refused));
         };
@@ -298,10 +301,7 @@ impl<B: Deref<Target = Shared>> Pass<B> {
     /// Takes what the result means. `cut`: it is a deadline of ours that struck, no answer.
     #[inline]
     pub(super) fn settle(&mut self, verdict: Verdict, cut: bool) {
-        let good = matches!(
-            verdict.kind,
-            Kind::Success | Kind::Invalid | Kind::Conflict
-        );
+        let good = matches!(verdict.kind, Kind::Success | Kind::Invalid | Kind::Conflict);
         if good && self.succeed() {
             return;
         }

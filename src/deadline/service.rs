@@ -60,16 +60,14 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let outer = Bound::ambient();
         let mut bound = outer.within(self.deadline.within);
-        let call = if outer.is_over() {
-            None
-        } else {
-            Some(bound.enter(|| ReadyCall::begin(&mut self.inner, request)))
-        };
+        let too_late = outer.is_over();
         ResponseFuture {
-            call,
+            call: (!too_late).then(|| bound.enter(|| ReadyCall::begin(&mut self.inner, request))),
+            too_late,
             bound,
             timer: Timer::new(),
             reporter: self.deadline.reporter.clone(),
@@ -86,9 +84,11 @@ pin_project! {
     where
         S: Service<Req>,
     {
-        // `None`: the deadline was over before the call.
+        // Until it is over, in whatever way.
         #[pin]
         call: Option<ReadyCall<S, Req>>,
+        // The deadline was over before the call.
+        too_late: bool,
         bound: Bound,
         timer: Timer,
         reporter: Reporter,
@@ -98,9 +98,12 @@ pin_project! {
     where
         S: Service<Req>,
     {
+        #[inline]
         fn drop(this: Pin<&mut Self>) {
             let mut this = this.project();
-            this.bound.enter(|| this.call.set(None));
+            if this.call.is_some() {
+                this.bound.enter(|| this.call.set(None));
+            }
         }
     }
 }
@@ -112,20 +115,26 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let sent = match this.call.as_mut().as_pin_mut() {
-            None => false,
-            Some(call) => {
-                // Inner first: a finished call wins over an expired deadline.
-                if let Poll::Ready(result) = this.bound.enter(|| call.poll(cx)) {
-                    return Poll::Ready(result);
+        let sent = !*this.too_late;
+        if sent {
+            // Inner first: a finished call wins over an expired deadline.
+            let polled = this.bound.enter(|| {
+                let call = this.call.as_mut().as_pin_mut();
+                let polled = call.expect("polled again after its result").poll(cx);
+                if polled.is_ready() {
+                    this.call.set(None);
                 }
-                ready!(this.timer.poll(this.bound.resolve_now(), cx));
-                this.bound.enter(|| this.call.set(None));
-                true
+                polled
+            });
+            if polled.is_ready() {
+                return polled;
             }
-        };
+            ready!(this.timer.poll(this.bound.resolve_now(), cx));
+            this.bound.enter(|| this.call.set(None));
+        }
         let rejected = this.reporter.refused(Rejected::DeadlineExceeded { sent });
         Poll::Ready(Err(rejected.into()))
     }

@@ -323,7 +323,10 @@ impl Shared {
     /// A slot, if one is free.
     #[inline]
     pub(crate) fn try_admit<B: Deref<Target = Self>>(limiter: B) -> Option<Slot<B>> {
-        limiter.gate.try_pass().then(|| Slot::new(limiter, Stamp::NONE))
+        limiter
+            .gate
+            .try_pass()
+            .then(|| Slot::new(limiter, Stamp::NONE))
     }
 
     /// A slot, if one is at hand.
@@ -337,7 +340,7 @@ impl Shared {
     }
 
     /// A slot, a place in the queue, or a refusal.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ask<B>(limiter: B) -> Answer<Waiting<B>>
     where
         B: Deref<Target = Self> + Clone,
@@ -403,7 +406,11 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
             }
             Turn::Shed => {
                 self.key = None;
-                refusal(Overload::TooLittleTime, self.deadline.instant(), time::now())
+                refusal(
+                    Overload::TooLittleTime,
+                    self.deadline.instant(),
+                    time::now(),
+                )
             }
             Turn::Waits => {
                 ready!(self.timer.poll(self.deadline.min(self.until), cx));

@@ -55,6 +55,7 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let answer = Shared::ask(self.limiter.owned());
         ResponseFuture {
@@ -84,6 +85,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let (result, slot) = ready!(self.project().gated.poll(cx));
         drop(slot);

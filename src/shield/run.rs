@@ -433,7 +433,11 @@ where
 
     /// The same where the circuit or the retry has to think about it.
     #[cold]
-    fn settle_slowly(self: Pin<&mut Self>, result: F::Output, verdict: Verdict) -> Option<F::Output> {
+    fn settle_slowly(
+        self: Pin<&mut Self>,
+        result: F::Output,
+        verdict: Verdict,
+    ) -> Option<F::Output> {
         let this = self.project();
         let retry = this.parts.policy().retry.as_ref();
         let mut bound = *this.bound;

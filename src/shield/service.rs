@@ -69,6 +69,7 @@ where
         Poll::Ready(Ok(()))
     }
 
+    #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
         let clone = self.inner.clone();
         let service = mem::replace(&mut self.inner, clone);
@@ -108,6 +109,7 @@ where
 {
     type Output = Result<S::Response, S::Error>;
 
+    #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         self.project().engine.poll(cx)
     }
