@@ -136,7 +136,7 @@ impl Gate {
             Some(Turn::Passes(_)) => {
                 let woken = self.hand_on(&mut line, now());
                 drop(line);
-                woken.into_iter().for_each(Waker::wake);
+                woken.wake();
             }
             _ => {
                 if line.waiters.len() == 0 {
@@ -177,23 +177,29 @@ impl Gate {
         }
         let woken = self.hand_on(&mut line, now);
         drop(line);
-        woken.into_iter().for_each(Waker::wake);
+        woken.wake();
     }
 
     /// Gives a permit to the first in line who has time enough, else frees it; returns whom to wake.
-    fn hand_on(&self, line: &mut Line, now: Instant) -> Vec<Waker> {
+    fn hand_on(&self, line: &mut Line, now: Instant) -> Woken {
         let expected = line.estimate.expected(0, self.limit, now);
-        let mut woken = Vec::new();
-        let mut given = false;
-        while !given && let Some(waiter) = line.waiters.pop() {
-            given = waiter.has(expected, now);
-            waiter.turn = if given { Turn::Passes(now) } else { Turn::Shed };
-            woken.push(mem::replace(&mut waiter.waker, Waker::noop().clone()));
+        let mut woken = Woken::default();
+        while woken.given.is_none()
+            && let Some(waiter) = line.waiters.pop()
+        {
+            let waker = mem::replace(&mut waiter.waker, Waker::noop().clone());
+            if waiter.has(expected, now) {
+                waiter.turn = Turn::Passes(now);
+                woken.given = Some(waker);
+            } else {
+                waiter.turn = Turn::Shed;
+                woken.shed.push(waker);
+            }
         }
         if line.waiters.len() == 0 {
             self.permits.open();
         }
-        if !given {
+        if woken.given.is_none() {
             self.permits.put();
         }
         woken
@@ -207,6 +213,20 @@ impl Gate {
         let expected = line.estimate.expected(ahead + 1, self.limit, now);
         let late = deadline.is_some_and(|deadline| !has(deadline, expected, now));
         late.then_some(Overload::TooLittleTime)
+    }
+}
+
+/// Whom to wake, outside the lock.
+#[derive(Default)]
+struct Woken {
+    given: Option<Waker>,
+    shed: Vec<Waker>,
+}
+
+impl Woken {
+    fn wake(self) {
+        let Self { given, shed } = self;
+        given.into_iter().chain(shed).for_each(Waker::wake);
     }
 }
 
