@@ -107,7 +107,9 @@
         feature = "sqlite",
         feature = "test-util"
     ),
-    doc = "[`guide`] begins at the beginning, and goes from a symptom to a setting.\n"
+    doc = "The [`guide`]: [getting started](guide::getting_started), [symptoms](guide::symptoms) and what to change, [pool sizing](guide::pool_sizing), \
+           [the order of layers](guide::layers), [what to share](guide::sharing), [testing](guide::testing), [moving](guide::moving) from tower and backon, \
+           [replicas](guide::replicas).\n"
 )]
 //!
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and

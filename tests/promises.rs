@@ -80,6 +80,36 @@ fn every_module_has_its_promises() {
 }
 
 #[test]
+fn links_from_page_to_page_lead_somewhere() {
+    let guide = fs::read_dir(Path::new(ROOT).join("docs/guide")).expect("the guide");
+    let guide = guide.map(|page| {
+        let name = page.expect("a page").file_name();
+        format!("docs/guide/{}", name.to_str().expect("a plain name"))
+    });
+    let others = ["README.md", "SECURITY.md", "docs/promises.md"].map(String::from);
+    let (mut found, mut broken) = (0, Vec::new());
+    for page in guide.chain(others) {
+        let text = read(&page);
+        let folder = Path::new(&page).parent().expect("a folder");
+        for target in targets(&text) {
+            found += 1;
+            let (file, place) = target.split_once('#').unwrap_or((target, ""));
+            let file = if file.is_empty() {
+                page.clone()
+            } else {
+                folder.join(file).to_str().expect("a plain name").to_owned()
+            };
+            let is_there = Path::new(ROOT).join(&file).exists();
+            if !is_there || !(place.is_empty() || anchors(&read(&file)).contains(place)) {
+                broken.push(format!("{page}: {target}"));
+            }
+        }
+    }
+    assert!(found > 50, "only {found} were found");
+    assert!(broken.is_empty(), "{broken:#?}");
+}
+
+#[test]
 fn the_reader_sees_what_is_there_and_nothing_else() {
     let page = "\
 # Page
@@ -163,6 +193,36 @@ fn links(text: &str) -> BTreeSet<&str> {
     links
         .filter_map(|link| Some(link.split_once(')')?.0))
         .collect()
+}
+
+/// Where the links of a page lead that stay within the repository.
+fn targets(text: &str) -> Vec<&str> {
+    let inline = text
+        .split("](")
+        .skip(1)
+        .filter_map(|link| link.split_once(')'));
+    let inline = inline.map(|(target, _)| target);
+    let below = text.lines().filter(|line| line.starts_with('['));
+    let below = below.filter_map(|line| line.split_once("]: "));
+    let all = inline.chain(below.map(|(_, target)| target));
+    all.filter(|target| !target.contains("://")).collect()
+}
+
+/// The names of a page's headings, as GitHub and rustdoc make them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let headings = text.lines().filter(|line| line.starts_with('#'));
+    let headings = headings.map(|line| line.trim_start_matches('#').trim());
+    let anchor = |heading: &str| {
+        let letters = heading.chars().filter_map(|letter| match letter {
+            ' ' => Some('-'),
+            '-' | '_' => Some(letter),
+            letter => letter
+                .is_alphanumeric()
+                .then(|| letter.to_ascii_lowercase()),
+        });
+        letters.collect()
+    };
+    headings.map(anchor).collect()
 }
 
 /// The lines that begin with a dash, outside of code.

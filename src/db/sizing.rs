@@ -4,7 +4,7 @@ use std::{fmt, time::Duration};
 
 use crate::error::ConfigError;
 
-/// The pool that each process needs, by what is asked of the database at its peak.
+/// The pool that each process needs for what is asked at the peak.
 ///
 /// By Little's law the connections in use are the calls per second times how long a call holds its connection: 300 calls/s of 20 ms keep six busy, on average. A pool of six
 /// would do with a queue without end; this finds the least pool with head-room, and sees whether all the processes' pools fit into the server.
