@@ -484,6 +484,8 @@ mod tests {
             "2 connections for each of 50 processes, 150 of 200 in all; at the peak 8 % of a pool are in use, and a call waits 1.42ms; \
              the pooler keeps 9 to the server"
         );
+        // As many as it takes are enough, on both sides.
+        assert!(builder.pooler(150).max_connections(12).build().is_ok());
         let error = builder.pooler(149).build().unwrap_err();
         assert_eq!(
             error.to_string(),
@@ -495,6 +497,15 @@ mod tests {
             "pool plan: max_connections is 11, but must be at least 12: the pooler needs 9 connections to the server, and 3 are reserved; \
              or let a call hold its connection for a shorter time"
         );
+    }
+
+    #[test]
+    fn as_many_replicas_as_it_says_fit_and_one_more_does_not() {
+        let with = |replicas| PoolPlan::builder(300.0, 20 * MS).replicas(replicas).build();
+        let said = with(40).unwrap_err().to_string();
+        assert!(said.contains("; or run at most 25 replicas; or"), "{said}");
+        assert!(with(25).is_ok());
+        assert_eq!(with(26).unwrap_err().setting(), "max_connections");
     }
 
     #[test]
