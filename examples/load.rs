@@ -187,11 +187,7 @@ impl Wall {
         let impatient = contenders.len() - 1;
         let rounds =
             (0..turns).flat_map(|turn| (0..impatient).map(move |place| (turn + place) % impatient));
-        let _ = (rounds, impatient);
-        let mut k = 0;
-        for which in repeat_n(0, 6) {
-            k += 1;
-            eprintln!("=== run {k}");
+        for which in rounds.chain(repeat_n(impatient, turns)) {
             let calls = load(&contenders[which], mode, clients, time);
             let tally = &mut tallies[which];
             let (turn, failures) = if mode == Mode::Recovery {
@@ -201,14 +197,6 @@ impl Wall {
             } else {
                 calls.await
             };
-            eprintln!(
-                "=== end run {k}: {} ok, {} failed",
-                turn.in_time,
-                failures.len()
-            );
-            for f in &failures {
-                eprintln!("FAIL began {:?} {}", f.began, f.error);
-            }
             tally.turns.push(turn);
             tally.failures.extend(failures);
         }
@@ -323,9 +311,9 @@ impl fmt::Display for Wall {
 
 /// The bare pools; the last one is the impatient one.
 const ACQUIRE_TIMEOUTS: [Duration; 3] = [
-    Duration::from_millis(10),
-    Duration::from_millis(10),
-    Duration::from_millis(10),
+    Duration::from_secs(2),
+    Duration::from_secs(30),
+    Duration::from_millis(500),
 ];
 
 #[derive(Clone)]
@@ -342,7 +330,6 @@ impl Contender {
         let db = PgDb::builder(pool)
             .preset(Preset::web().deadline(DEADLINE).statement(DEADLINE))
             .when_open(WhenOpen::Wait { queue: clients })
-            .observer(Dbg(Instant::now()))
             .build()
             .expect("the settings are in range");
         Self::Steadfast {
@@ -585,12 +572,9 @@ async fn client(contender: Arc<Contender>, mode: Mode, until: Instant) -> (Turn,
 async fn outage(server: &mut Postgres, after: Duration) -> Range<Instant> {
     sleep(after).await;
     let began = Instant::now();
-    eprintln!("STOP");
     tokio::task::block_in_place(|| server.stop(Stop::Fast));
-    eprintln!("STOPPED {:?}", began.elapsed());
     sleep(OUTAGE.saturating_sub(began.elapsed())).await;
     tokio::task::block_in_place(|| server.restart());
-    eprintln!("READY {:?}", began.elapsed());
     began..Instant::now()
 }
 
@@ -607,11 +591,4 @@ async fn prepare(server: &Postgres) {
         .execute(&mut connection)
         .await
         .expect("the superuser may make tables");
-}
-
-struct Dbg(Instant);
-impl steadfast::Observer for Dbg {
-    fn on_event(&self, e: &steadfast::Event<'_>) {
-        eprintln!("{:?} {e:?}", self.0.elapsed());
-    }
 }
