@@ -1,4 +1,4 @@
-//! Between a timer that many use in turn and the task that it is for now: a waker that wakes whoever listens.
+//! Between a shared timer and the task that it serves: a waker that wakes whoever listens.
 //!
 //! Invariants:
 //! 1. No ring is lost: it wakes who listens, and whoever listens later is told of it, until the bell is muted.

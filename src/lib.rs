@@ -216,6 +216,7 @@ mod db {
 mod limit {
     mod estimate;
     mod gate;
+    mod permits;
 }
 #[cfg(not(feature = "tower"))]
 mod retry {

@@ -20,6 +20,23 @@ static START: OnceLock<Instant> = OnceLock::new();
 
 impl Stamp {
     pub(crate) const NONE: Self = Self(i64::MAX);
+    /// Before anything that ever was.
+    pub(crate) const PAST: Self = Self(i64::MIN);
+
+    /// For an atomic.
+    pub(crate) fn to_bits(self) -> u64 {
+        self.0 as u64
+    }
+
+    pub(crate) fn from_bits(bits: u64) -> Self {
+        Self(bits as i64)
+    }
+
+    /// How long after `earlier` it is; nothing where that is later.
+    pub(crate) fn since(self, earlier: Self) -> Duration {
+        let nanos = i128::from(self.0) - i128::from(earlier.0);
+        Duration::from_nanos(u64::try_from(nanos.max(0)).expect("a difference of two words"))
+    }
 
     pub(crate) fn is_some(self) -> bool {
         self != Self::NONE

@@ -14,7 +14,7 @@ const LEAVES: [&str; 4] = ["kind", "error", "event", "held"];
 const HANDED_ON: [(&str, &str); 1] = [("error.rs", "wrap")];
 
 /// Plumbing that is pure, so that cores may use it. Not all of it has to exist.
-const PURE_PLUMBING: [&str; 4] = ["fifo", "ring", "shard", "sync"];
+const PURE_PLUMBING: [&str; 6] = ["bell", "fifo", "ring", "shard", "stamp", "sync"];
 
 /// The folders that know nothing of each other.
 const PATTERNS: [&str; 4] = ["breaker", "retry", "limit", "deadline"];
@@ -23,7 +23,7 @@ const PATTERNS: [&str; 4] = ["breaker", "retry", "limit", "deadline"];
 const CORES: [(&str, &[&str]); 7] = [
     ("breaker", &["circuit.rs", "gate.rs", "window.rs"]),
     ("retry", &["schedule.rs", "backoff.rs", "balance.rs"]),
-    ("limit", &["gate.rs", "estimate.rs"]),
+    ("limit", &["gate.rs", "permits.rs", "estimate.rs"]),
     (
         "classify",
         &["sqlstate.rs", "mysql.rs", "sqlite.rs", "io.rs"],

@@ -24,6 +24,7 @@ use super::window::{Counts, Window};
 use crate::{
     event::{Cause, State},
     ring::Ticks,
+    stamp::Stamp,
 };
 
 /// When a circuit opens and how it closes again.
@@ -187,6 +188,15 @@ impl Circuit {
         match self.forced {
             Some(Forced::ObserveOnly) => Ok(Ticket::STRAY),
             _ => Err(ask_again),
+        }
+    }
+
+    /// Until when nobody can pass, as things are: none while it is forced open, and the past where that can't be told.
+    pub(crate) fn refuses_until(&self) -> Stamp {
+        match (self.forced, &self.phase) {
+            (Some(Forced::Open), _) => Stamp::NONE,
+            (None, Phase::Open { until }) => (*until).into(),
+            _ => Stamp::PAST,
         }
     }
 

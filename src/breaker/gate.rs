@@ -5,7 +5,9 @@
 //!    the shards were turned to the epoch.
 //! 2. A success is counted once, in the epoch that its call passed in, or never if that is over.
 //! 3. Whatever changes the circuit sees every success that was settled before: the shards are emptied first.
-//! 4. Changes are told in their order, outside the lock: one caller at a time tells them, the others leave theirs to it.
+//! 4. `refusing` is set under the lock: until then the circuit lets nobody pass, unless it is changed before. Who reads an older one
+//!    was refused a moment earlier.
+//! 5. Changes are told in their order, outside the lock: one caller at a time tells them, the others leave theirs to it.
 
 use std::{mem, time::Instant};
 
@@ -14,11 +16,14 @@ use crate::{
     event::State,
     ring::Ticks,
     shard::Tally,
+    stamp::Stamp,
     sync::{AtomicU64, Mutex, Ordering, lock},
 };
 
 pub(crate) struct Gate {
     passing: AtomicU64,
+    // A stamp; none where it refuses until it is told otherwise.
+    refusing: AtomicU64,
     tally: Tally,
     ticks: Ticks,
     judge: Mutex<Judge>,
@@ -35,6 +40,7 @@ impl Gate {
         let epoch = circuit.epoch();
         Self {
             passing: AtomicU64::new(epoch),
+            refusing: AtomicU64::new(Stamp::PAST.to_bits()),
             tally: Tally::new(shards, epoch),
             ticks,
             judge: Mutex::new(Judge {
@@ -52,6 +58,13 @@ impl Gate {
             0 => None,
             epoch => Some(Ticket::closed(epoch)),
         }
+    }
+
+    /// Until when the circuit refuses whoever asks at `now`, where that can be told without asking it; none: until it is told otherwise.
+    #[inline]
+    pub(crate) fn refuses(&self, now: Stamp) -> Option<Stamp> {
+        let until = Stamp::from_bits(self.refusing.load(Ordering::Relaxed));
+        (now < until).then_some(until)
     }
 
     /// Counts a good, fast result of the call that passed with `ticket`. `now` reads the clock.
@@ -89,6 +102,8 @@ impl Gate {
             let passing = if circuit.passes() { epoch } else { 0 };
             self.passing.store(passing, Ordering::Release);
         }
+        self.refusing
+            .store(circuit.refuses_until().to_bits(), Ordering::Relaxed);
         (result, epoch != before)
     }
 

@@ -36,6 +36,7 @@ pub(crate) struct Shared {
     pub(super) gate: Gate,
     waiting: Mutex<Fifo<Waker>>,
     pub(super) state: watch::Sender<State>,
+    open_for: Span,
     slow_after: Option<Duration>,
     pub(super) attempt_deadline: Option<Duration>,
     when_open: WhenOpen,
@@ -44,8 +45,8 @@ pub(crate) struct Shared {
 
 /// The circuit is open at `now`; it makes sense to ask again at `ask_again`.
 pub(crate) struct Refused {
-    ask_again: Instant,
-    now: Instant,
+    ask_again: Stamp,
+    now: Stamp,
 }
 
 impl Shared {
@@ -57,11 +58,13 @@ impl Shared {
     ) -> Self {
         let ticks = Ticks::new(rules.window, time::now());
         let slow_after = rules.slow.map(|slow| slow.after);
+        let open_for = rules.open_for.into();
         let circuit = Circuit::new(rules, ticks);
         Self {
             gate: Gate::new(circuit, shard::shards(), ticks),
             waiting: Mutex::new(Fifo::new()),
             state: watch::Sender::new(State::Closed),
+            open_for,
             slow_after,
             attempt_deadline,
             when_open,
@@ -134,7 +137,7 @@ impl Shared {
     /// The refusal that the caller sees; reported.
     #[cold]
     pub(super) fn refuse(&self, refused: Refused) -> Rejected {
-        let retry_after = refused.ask_again.saturating_duration_since(refused.now);
+        let retry_after = refused.ask_again.since(refused.now);
         self.reporter.refused(Rejected::CircuitOpen { retry_after })
     }
 
@@ -149,12 +152,27 @@ impl Shared {
     #[cold]
     fn ticket_slowly(&self, attempt_deadline: Option<Duration>) -> Result<Ticket, Refused> {
         let now = time::now();
+        let stamp = Stamp::from(now);
+        if let Some(until) = self.gate.refuses(stamp) {
+            let ask_again = if until.is_some() {
+                until
+            } else {
+                stamp + self.open_for
+            };
+            return Err(Refused {
+                ask_again,
+                now: stamp,
+            });
+        }
         let attempt_deadline = attempt_deadline.or(self.attempt_deadline);
         let slot_life = attempt_deadline.map_or(SLOT_LIFE, |time| 2 * time);
         let admitted = self.change(now, |circuit| {
             circuit.admit(slot_life, fastrand::u64(..), now)
         });
-        admitted.map_err(|ask_again| Refused { ask_again, now })
+        admitted.map_err(|ask_again| Refused {
+            ask_again: ask_again.into(),
+            now: stamp,
+        })
     }
 
     #[cold]
@@ -231,8 +249,8 @@ impl<B: Deref<Target = Shared> + Clone> Wait for Waiting<B> {
                 Ok(pass) => return Poll::Ready(Ok(pass)),
                 Err(refused) => refused.ask_again,
             };
-            let wake_at = deadline.map_or(ask_again, |at| at.min(ask_again));
-            if self.timer.poll(wake_at.into(), cx).is_pending() {
+            let wake_at = ask_again.min(deadline.into());
+            if self.timer.poll(wake_at, cx).is_pending() {
                 return Poll::Pending;
             }
         }

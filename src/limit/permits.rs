@@ -1,4 +1,4 @@
-//! Free permits, in shards, so that threads take and give them without a cache line in common.
+//! Free permits, in shards: threads take and give them without a common cache line.
 //!
 //! Invariants:
 //! 1. A permit is in one shard, or given: it is taken once and comes back once, to the shard of whoever gives it back.
