@@ -596,6 +596,33 @@ async fn a_forced_state_holds_until_it_is_undone() {
     settle(&breaker, Kind::Success, 1);
 }
 
+#[tokio::test(start_paused = true)]
+async fn nobody_is_refused_any_more_when_an_open_circuit_is_reset_forced_closed_or_only_observed() {
+    let opens: [fn(&Breaker); 2] = [Breaker::force_open, trip];
+    let undoes: [fn(&Breaker); 3] = [Breaker::reset, Breaker::force_closed, Breaker::observe_only];
+    for stack in Stack::ALL {
+        for (open, undo) in opens
+            .into_iter()
+            .flat_map(|open| undoes.map(|undo| (open, undo)))
+        {
+            let breaker = brittle().build().unwrap();
+            let service = stack.over(&breaker, &Dependency::new());
+            open(&breaker);
+            assert!(is_open(&call(&service, Do::Answer).await), "{stack:?}");
+            undo(&breaker);
+            let state = breaker.state();
+            let answer = call(&service, Do::Answer).await;
+            assert_eq!(answer, Ok(()), "{stack:?} {state:?}");
+            // Nor when the next open time is over.
+            breaker.reset();
+            trip(&breaker);
+            advance(refusal(&breaker)).await;
+            assert_eq!(call(&service, Do::Answer).await, Ok(()), "{stack:?}");
+            assert_eq!(breaker.state(), State::Closed, "{stack:?}");
+        }
+    }
+}
+
 // B13
 #[tokio::test(start_paused = true)]
 async fn the_minimum_of_calls_is_kept_to_exactly() {
