@@ -532,8 +532,60 @@ async fn an_idle_timer_wakes_nobody() {
     assert_eq!(assert_ready!(call.as_mut().poll(&mut cx)), Ok(()));
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
     drop(call);
+    // Nor does it keep anybody's task: what is left is ours.
+    assert_eq!(Arc::strong_count(&wakes), 2);
     advance(10 * SECOND).await;
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
+}
+
+// An idle timer is used again: moved on, or back, or after it has gone off.
+#[tokio::test(start_paused = true)]
+async fn a_deadline_strikes_in_time_whatever_its_timer_was_used_for_before() {
+    let call = |time| {
+        let service = service_fn(async |()| future::pending::<Answer>().await);
+        Box::pin(within(time).layer().layer(service).oneshot(()))
+    };
+    for (first, second) in [
+        (SECOND, 10 * SECOND),
+        (10 * SECOND, SECOND),
+        (SECOND, SECOND),
+    ] {
+        for cut_off in [false, true] {
+            let mut before = task::spawn(call(first));
+            assert_pending!(before.poll());
+            if cut_off {
+                advance(first).await;
+                assert_eq!(assert_ready!(before.poll()), Err(SENT));
+            }
+            drop(before);
+            let mut call = task::spawn(call(second));
+            assert_pending!(call.poll());
+            advance(second - MS).await;
+            assert!(!call.is_woken(), "{first:?} {second:?} {cut_off}");
+            advance(MS).await;
+            assert!(call.is_woken(), "{first:?} {second:?} {cut_off}");
+            assert_eq!(assert_ready!(call.poll()), Err(SENT));
+        }
+    }
+    // A timer that is waited for is moved, too.
+    let mut moved = call(10 * SECOND);
+    assert_pending!(task::spawn(moved.as_mut()).poll());
+    let mut moved = task::spawn(deadline::scope(now() + SECOND, moved));
+    assert_pending!(moved.poll());
+    advance(SECOND).await;
+    assert!(moved.is_woken(), "in a scope");
+    assert_eq!(assert_ready!(moved.poll()), Err(SENT));
+    // One that has gone off stays where it is for the next call with the same deadline.
+    let at = now() + SECOND;
+    let late = [(); 2].map(|()| {
+        let service = service_fn(async |()| future::pending::<Answer>().await);
+        within(10 * SECOND).layer().layer(service).call(())
+    });
+    advance(SECOND).await;
+    for call in late {
+        let mut call = task::spawn(deadline::scope(at, call));
+        assert_eq!(assert_ready!(call.poll()), Err(SENT));
+    }
 }
 
 #[test]
