@@ -99,6 +99,19 @@
 )]
 //!
 //! # Where to look
+#![cfg_attr(
+    all(
+        doc,
+        feature = "http",
+        feature = "postgres",
+        feature = "sqlite",
+        feature = "test-util"
+    ),
+    doc = "The [`guide`]: [getting started](guide::getting_started), [symptoms](guide::symptoms) and what to change, [pool sizing](guide::pool_sizing), \
+           [the order of layers](guide::layers), [what to share](guide::sharing), [testing](guide::testing), [moving](guide::moving) from tower and backon, \
+           [replicas](guide::replicas).\n"
+)]
+//!
 //! Each part's module is its page, with its defaults and why they are what they are: [`shield`], [`deadline`], [`retry`], [`breaker`], [`limit`]. Refusals and
 //! error types are in [`error`](mod@error), what is reported in [`event`].
 //!
@@ -158,6 +171,15 @@ pub mod deadline;
 pub mod fault;
 #[cfg(feature = "tower")]
 mod gated;
+// Pages, and nothing else: they are there where documentation is made or tested.
+#[cfg(all(
+    any(doc, doctest),
+    feature = "http",
+    feature = "postgres",
+    feature = "sqlite",
+    feature = "test-util"
+))]
+pub mod guide;
 #[cfg(feature = "http")]
 #[cfg_attr(docsrs, doc(cfg(feature = "http")))]
 pub mod http;
@@ -184,6 +206,7 @@ mod breaker {
 mod db {
     mod lease;
     mod meter;
+    mod sizing;
     mod stats;
     mod usage;
 }

@@ -29,7 +29,10 @@ const CORES: [(&str, &[&str]); 7] = [
         &["sqlstate.rs", "mysql.rs", "sqlite.rs", "io.rs"],
     ),
     ("fault", &["plan.rs"]),
-    ("db", &["lease.rs", "usage.rs", "meter.rs", "stats.rs"]),
+    (
+        "db",
+        &["lease.rs", "usage.rs", "meter.rs", "sizing.rs", "stats.rs"],
+    ),
     (
         "http",
         &[

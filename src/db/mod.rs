@@ -95,6 +95,7 @@ mod preset;
 mod reaper;
 mod replay;
 mod session;
+mod sizing;
 #[cfg(feature = "sqlite")]
 mod sqlite;
 mod stats;
@@ -124,6 +125,7 @@ pub use self::{
     guard::Lease,
     pooler::PoolerMode,
     preset::Preset,
+    sizing::{PoolPlan, PoolPlanBuilder},
     stats::{Health, Level, Reason, Stats},
     transaction::{Isolation, Savepoint, TransactionError, TransactionOptions, Tx},
 };

@@ -130,6 +130,8 @@ impl Preset {
     }
 
     /// The number of connections.
+    ///
+    /// How many are needed, and whether the server has them for all processes, says a [`PoolPlan`](super::PoolPlan).
     pub fn pool_size(mut self, connections: u32) -> Self {
         self.pool_size = connections;
         self
