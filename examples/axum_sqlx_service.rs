@@ -22,7 +22,7 @@
 //! axum = { version = "0.8", default-features = false, features = ["http1", "json", "tokio"] }
 //! serde = { version = "1", features = ["derive"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio", "sqlite"] }
-//! tokio = { version = "1.47", features = ["macros", "net", "rt-multi-thread", "signal"] }
+//! tokio = { version = "1.49", features = ["macros", "net", "rt-multi-thread", "signal"] }
 //! tracing-subscriber = { version = "0.3", default-features = false, features = ["fmt", "std"] }
 //! ```
 

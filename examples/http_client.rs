@@ -10,7 +10,7 @@
 //! axum = { version = "0.8", default-features = false, features = ["http1", "tokio"] }
 //! reqwest = { version = "0.13", default-features = false }
 //! thiserror = "2"
-//! tokio = { version = "1.47", features = ["macros", "net", "rt-multi-thread", "time"] }
+//! tokio = { version = "1.49", features = ["macros", "net", "rt-multi-thread", "time"] }
 //! ```
 #![allow(clippy::disallowed_methods, reason = "it shows what comes when")]
 

@@ -21,7 +21,7 @@
 //! steadfast = { version = "0.1", features = ["http", "postgres"] }
 //! axum = { version = "0.8", default-features = false, features = ["http1", "tokio"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio"] }
-//! tokio = { version = "1.47", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
+//! tokio = { version = "1.49", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
 //! ```
 //!
 //! Those files ask which servers are wanted:

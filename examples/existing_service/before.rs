@@ -6,7 +6,7 @@
 //! [dependencies]
 //! axum = { version = "0.8", default-features = false, features = ["http1", "json", "tokio"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["runtime-tokio", "sqlite"] }
-//! tokio = { version = "1.47", features = ["macros", "net", "rt-multi-thread"] }
+//! tokio = { version = "1.49", features = ["macros", "net", "rt-multi-thread"] }
 //! ```
 
 use std::{env, error};
