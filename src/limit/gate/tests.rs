@@ -154,3 +154,28 @@ fn a_key_whose_turn_is_over_names_nobody() {
     assert_eq!(gate.turn(key, Waker::noop()), Turn::Shed);
     assert_eq!(gate.counts(), (1, 0), "its permit is not given back twice");
 }
+
+/// Only where somebody waits is a permit given back under the lock, and by the clock.
+#[test]
+fn where_nobody_waits_the_clock_is_not_read() {
+    let (now, unread) = (start(), || -> Instant { panic!("the clock is read") });
+    let gate = Gate::new(1, 2);
+    assert!(gate.try_pass());
+    gate.leave(Some(now), unread);
+
+    assert!(gate.try_pass());
+    let Entered::Waits(impatient) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    gate.leave_line(impatient, unread);
+    gate.leave(None, unread);
+
+    assert!(gate.try_pass());
+    let Entered::Waits(patient) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    gate.leave(None, || now);
+    assert_eq!(gate.turn(patient, Waker::noop()), Turn::Passes(now));
+    gate.leave(None, unread);
+    assert_eq!(gate.counts(), (0, 0));
+}
