@@ -32,7 +32,7 @@ enum Input {
 
 const SCHEMES: [&str; 5] = ["postgres", "postgresql", "mysql", "mariadb", "sqlite"];
 
-/// No fuzzer types it by chance.
+/// A fuzzer learns to type it elsewhere; that is no password, then.
 const SECRET: &str = "HUNTER2HUNTER2";
 
 fuzz_target!(|input: Input| {
@@ -52,6 +52,9 @@ fuzz_target!(|input: Input| {
             after,
         } => format!("{}://{place}?password={SECRET}{after}", scheme(*n)),
     };
+    if url.matches(SECRET).count() > usize::from(!matches!(input, Input::Raw(_))) {
+        return;
+    }
     let config = Config::new(&url);
     hides(&url, &format!("{config:?}"));
 

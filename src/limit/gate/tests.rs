@@ -179,3 +179,22 @@ fn where_nobody_waits_the_clock_is_not_read() {
     gate.leave(None, unread);
     assert_eq!(gate.counts(), (0, 0));
 }
+
+#[test]
+fn who_can_not_be_served_in_time_is_turned_away_at_once() {
+    let started = start();
+    let now = started + SECOND;
+    let gate = Gate::new(1, 9);
+    assert!(gate.try_pass());
+    let Entered::Waits(_) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    // A call took a second; the one that waited has begun.
+    gate.leave(Some(started), || now);
+    let enter = |left: f64| gate.enter(Some(now + SECOND.mul_f64(left)), now);
+    let late = Entered::Shed(Overload::TooLittleTime);
+    assert_eq!(enter(1.9), late, "that one's second, and its own");
+    assert!(matches!(enter(2.1), Entered::Waits(_)));
+    assert_eq!(enter(2.9), late);
+    assert!(matches!(enter(3.1), Entered::Waits(_)));
+}
