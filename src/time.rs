@@ -172,6 +172,10 @@ pub(crate) fn wall() -> std::time::SystemTime {
 /// The idle timers of one thread, all made on the runtime `made_on`.
 struct Pool {
     made_on: Option<Id>,
+    #[allow(
+        clippy::vec_box,
+        reason = "their users hold them boxed: the box changes hands"
+    )]
     idle: Vec<Box<Made>>,
 }
 
