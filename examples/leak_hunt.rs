@@ -7,7 +7,7 @@
 //! steadfast = { version = "0.1", features = ["sqlite"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["runtime-tokio", "sqlite"] }
 //! tempfile = "3"
-//! tokio = { version = "1.47", features = ["macros", "rt-multi-thread", "time"] }
+//! tokio = { version = "1.49", features = ["macros", "rt-multi-thread", "time"] }
 //! ```
 #![allow(clippy::disallowed_methods, reason = "a leak takes its time")]
 

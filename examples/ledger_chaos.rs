@@ -14,7 +14,7 @@
 //! [dependencies]
 //! steadfast = { version = "0.1", features = ["postgres"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio"] }
-//! tokio = { version = "1.47", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
+//! tokio = { version = "1.49", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
 //! ```
 //!
 //! Those files ask which servers are wanted:

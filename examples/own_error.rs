@@ -6,7 +6,7 @@
 //! [dependencies]
 //! steadfast = "0.1"
 //! thiserror = "2"
-//! tokio = { version = "1.47", features = ["macros", "rt", "test-util"] } # test-util: the paused clock
+//! tokio = { version = "1.49", features = ["macros", "rt", "test-util"] } # test-util: the paused clock
 //! ```
 
 use std::{cell::Cell, error, future::pending, time::Duration};

@@ -5,7 +5,7 @@
 //! ```toml
 //! [dependencies]
 //! steadfast = "0.1"
-//! tokio = { version = "1.47", features = ["macros", "rt", "test-util"] } # test-util: the paused clock
+//! tokio = { version = "1.49", features = ["macros", "rt", "test-util"] } # test-util: the paused clock
 //! tower = { version = "0.5", features = ["util"] }
 //! ```
 #![allow(clippy::disallowed_methods, reason = "it shows how long the call took")]

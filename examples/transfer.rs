@@ -14,7 +14,7 @@
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio", "sqlite"] }
 //! tempfile = "3"
 //! thiserror = "2"
-//! tokio = { version = "1.47", features = ["macros", "rt-multi-thread", "time"] }
+//! tokio = { version = "1.49", features = ["macros", "rt-multi-thread", "time"] }
 //! ```
 
 use std::{

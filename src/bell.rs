@@ -57,12 +57,12 @@ impl Bell {
         self.listen(Waker::noop().clone());
     }
 
-    /// What it rang for is being looked at.
+    /// What it rang for is seen to.
     pub(crate) fn mute(&self) {
         lock(&self.state).rung = false;
     }
 
-    /// Whoever listens next has to look.
+    /// Whoever listens next is told that it has rung.
     pub(crate) fn unmute(&self) {
         lock(&self.state).rung = true;
     }

@@ -134,6 +134,18 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn a_key_of_a_removed_value_does_not_name_whoever_has_its_place_now() {
+        let mut fifo = Fifo::new();
+        let gone = fifo.push("gone");
+        fifo.remove(gone);
+        let here = fifo.push("here");
+        assert_eq!(gone.index, here.index, "the place is used again");
+        assert_eq!(fifo.get_mut(gone), None);
+        assert_eq!(fifo.remove(gone), None);
+        assert_eq!(fifo.get_mut(here), Some(&mut "here"));
+    }
+
     proptest! {
         #[test]
         fn it_is_a_list_from_whose_middle_one_can_leave(steps in prop::collection::vec((0..4_u8, 0..64_usize), 1..200)) {

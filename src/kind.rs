@@ -246,3 +246,37 @@ impl<F> fmt::Debug for ByError<F> {
         f.write_str("ByError")
     }
 }
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_has_a_name_and_leaves_something_behind() {
+        use Effect::{Done, None, Undone, Unknown};
+        let table = [
+            ("success", Done, false),
+            ("invalid", None, true),
+            ("conflict", Undone, true),
+            ("saturated", None, true),
+            ("overloaded", None, true),
+            ("unavailable", Undone, true),
+            ("timed out", Undone, true),
+            ("ambiguous", Unknown, false),
+            ("broken", None, true),
+            ("ignored", Unknown, false),
+        ];
+        for (kind, expected) in Kind::ALL.into_iter().zip(table) {
+            let effect = kind.effect();
+            let found = (kind.as_str(), effect, effect.is_repeatable());
+            assert_eq!(found, expected);
+            assert_eq!(kind.to_string(), kind.as_str());
+        }
+    }
+
+    #[test]
+    fn a_closure_is_shown_by_its_wrapper() {
+        let classify = by_error(|_: &()| Kind::Broken);
+        assert_eq!(format!("{classify:?}"), "ByError");
+    }
+}

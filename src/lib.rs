@@ -240,6 +240,6 @@ pub use retry::Retry;
 pub use shield::Shield;
 
 /// The README's code is compiled as a test.
-#[cfg(all(doctest, feature = "sqlite"))]
+#[cfg(all(doctest, feature = "http", feature = "sqlite"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

@@ -275,6 +275,69 @@ mod tests {
     }
 
     #[test]
+    fn a_success_in_a_later_tick_rolls_its_shard() {
+        let tally = Tally::new(1, 1);
+        let mut rolled = Vec::new();
+        for tick in [0, 3, 3] {
+            let roll = |shard, now, more| {
+                rolled.push((tally.roll(shard, 1, now), more));
+            };
+            tally.count(1, || tick, roll);
+        }
+        assert_eq!(rolled, [((0, 2), 0)], "the success of tick 3 is in it");
+        assert_eq!(tally.roll(0, 1, 4), (3, 1));
+    }
+
+    #[test]
+    fn a_success_that_a_full_shard_does_not_take_is_handed_to_the_owner() {
+        let tally = Tally::new(1, 1);
+        while tally.add(0, 1) != Added::Full {}
+        let mut rolled = Vec::new();
+        tally.count(1, || 7, |_, tick, more| rolled.push((tick, more)));
+        assert_eq!(rolled, [(7, 1)]);
+    }
+
+    #[test]
+    fn a_shard_that_is_more_than_half_full_is_rolled_although_no_time_has_passed() {
+        let tally = Tally::new(1, 1);
+        for (more, behind) in [(u16::MAX / 2, false), (1, true), (1, true)] {
+            for _ in 0..more {
+                tally.add(0, 1);
+            }
+            assert_eq!(tally.is_behind(0, 0), behind);
+        }
+    }
+
+    #[test]
+    fn every_shard_is_collected_and_any_number_names_one() {
+        let tally = Tally::new(4, 1);
+        for (shard, successes) in [(0, 1), (1, 2), (2, 3), (4, 10), (7, 20)] {
+            for _ in 0..successes {
+                tally.add(shard, 1);
+            }
+        }
+        let mut counts = Vec::new();
+        tally.collect(1, 1, |_, counted| counts.push(counted));
+        assert_eq!(counts, [11, 2, 3, 20]);
+    }
+
+    #[test]
+    fn a_machine_is_worth_a_shard_for_each_of_its_threads() {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        assert!(shards().is_power_of_two());
+        assert!(shards() >= threads.min(MOST) && shards() <= MOST);
+    }
+
+    #[test]
+    fn threads_have_different_shards_and_keep_them() {
+        let threads = [(); 3].map(|()| std::thread::spawn(|| (mine(), mine())));
+        let mut seen = threads.map(|thread| thread.join().unwrap());
+        assert!(seen.iter().all(|(first, again)| first == again), "{seen:?}");
+        seen.sort_unstable();
+        assert!(seen[0] < seen[1] && seen[1] < seen[2], "{seen:?}");
+    }
+
+    #[test]
     fn a_shard_does_not_move_back_in_time() {
         let tally = Tally::new(1, 1);
         tally.roll(0, 1, 7);

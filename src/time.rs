@@ -35,14 +35,13 @@ pub(crate) fn stamp() -> Stamp {
 
 /// A timer that costs nothing until it is first waited for.
 ///
-/// It allocates nothing where its thread has kept an idle one, and asks tokio for little: an idle timer stays registered where it was, and
-/// is only moved on. A bell between it and the task keeps that from waking anybody.
+/// It allocates nothing where its thread has kept an idle one, and mostly asks nothing of tokio: an idle timer stays armed for when its last
+/// user's time would have come. Its next user's time comes later, as a rule, so that it is armed anew only when it has gone off.
 ///
 /// Invariants:
 /// 1. A `Sleep` is only ever polled on the runtime that it was made on: one whose runtime is gone panics.
 /// 2. The bell of an idle timer holds nobody's waker.
-/// 3. A `Sleep` that has not rung its bell since it was last polled is registered with the bell's waker, for its deadline or, while it is
-///    moved on, for an earlier instant at which tokio looks again.
+/// 3. Between two polls that return `Pending`, the `Sleep` is armed for the caller's instant or an earlier one, and rings the bell then.
 pub(crate) struct Timer {
     made: Option<Box<Made>>,
 }
@@ -52,7 +51,7 @@ impl Timer {
         Self { made: None }
     }
 
-    /// Ready once `at` has come, if ever. `at` may differ from one poll to the next.
+    /// Ready once `at` has come, if ever. `at` may differ from one poll to the next. It may wake before.
     ///
     /// # Panics
     /// Outside of a tokio runtime with time enabled.
@@ -68,17 +67,12 @@ impl Timer {
                 (made, rung)
             }
         };
-        if made.at != at {
-            made.at = at;
-            made.sleep.as_mut().reset(instant(at));
+        if rung || at < made.armed {
+            made.arm(at)
+        } else {
+            Poll::Pending
         }
-        if rung { made.look() } else { Poll::Pending }
     }
-}
-
-/// For tokio, to which never is a date.
-fn instant(at: Stamp) -> tokio::time::Instant {
-    at.instant().unwrap_or_else(|| now() + LONGEST).into()
 }
 
 impl Drop for Timer {
@@ -92,7 +86,8 @@ impl Drop for Timer {
 
 struct Made {
     on: Id,
-    at: Stamp,
+    /// None before it is armed for the first time.
+    armed: Stamp,
     sleep: Pin<Box<Sleep>>,
     bell: Arc<Bell>,
     // The bell's.
@@ -104,27 +99,37 @@ impl Made {
         let bell = Arc::new(Bell::new());
         Self {
             on,
-            at: Stamp::NONE,
+            armed: Stamp::NONE,
             sleep: Box::pin(tokio::time::sleep_until(instant(Stamp::NONE))),
             waker: Waker::from(bell.clone()),
             bell,
         }
     }
 
-    /// The bell has rung: is it time, or was that for an earlier user?
+    /// Rings the bell at `at`, unless it has come already.
     #[cold]
-    fn look(&mut self) -> Poll<()> {
+    fn arm(&mut self, at: Stamp) -> Poll<()> {
+        // Before it is polled: a ring from then on is a new one.
         self.bell.mute();
+        if self.armed != at {
+            self.armed = at;
+            self.sleep.as_mut().reset(instant(at));
+        }
         let mut cx = Context::from_waker(&self.waker);
         // tokio lets a task make only so much progress in one poll. Code that is always busy uses that up, which must
         // not stop the timer that should end it.
         let polled = pin!(unconstrained(self.sleep.as_mut())).poll(&mut cx);
         if polled.is_ready() {
-            // Registered no more: whoever moves it on has to look again.
+            // It won't ring again by itself.
             self.bell.unmute();
         }
         polled
     }
+}
+
+/// For tokio, to which never is a date.
+fn instant(at: Stamp) -> tokio::time::Instant {
+    at.instant().unwrap_or_else(|| now() + LONGEST).into()
 }
 
 /// What `future` returns, if it does so within `limit`; else it is dropped.
@@ -167,6 +172,10 @@ pub(crate) fn wall() -> std::time::SystemTime {
 /// The idle timers of one thread, all made on the runtime `made_on`.
 struct Pool {
     made_on: Option<Id>,
+    #[allow(
+        clippy::vec_box,
+        reason = "their users hold them boxed: the box changes hands"
+    )]
     idle: Vec<Box<Made>>,
 }
 

@@ -24,7 +24,12 @@ use bytes::Bytes;
 use http::{HeaderMap, Method, Request, Response, StatusCode};
 use http_body::{Body, Frame};
 use http_body_util::{BodyExt, Empty, Full, StreamBody};
-use hyper_util::{client::legacy::Client, rt::TokioExecutor};
+use hyper_util::{
+    client::legacy::Client,
+    rt::{TokioExecutor, TokioIo},
+    server::conn::auto,
+    service::TowerToHyperService,
+};
 use steadfast::{
     Breaker, Classify, ConcurrencyLimiter, Deadline, Error, Event, Kind, Observer, Overload,
     Rejected, Retry, Shield,
@@ -1073,4 +1078,77 @@ async fn hyper_utils_client_is_known_to_have_reached_nobody() {
     let wrapped = result.map_err(Error::Inner);
     let verdict = Wrapped(HttpStatus).classify(wrapped.as_ref());
     assert_eq!(verdict.kind, Kind::Unavailable);
+}
+
+#[tokio::test]
+async fn a_plain_hyper_server_is_guarded_too() {
+    let limiter = ConcurrencyLimiter::builder(1).queue(0).build().unwrap();
+    let layer = HttpLayer::builder().limiter(&limiter).build().unwrap();
+    async fn handler<B>(request: Request<B>) -> Result<Response<Full<Bytes>>, Infallible> {
+        if request.uri().path() == "/slow" {
+            pending::<()>().await;
+        }
+        Ok(Response::new(Full::from("hello")))
+    }
+    let service = layer.layer(service_fn(handler));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let service = TowerToHyperService::new(service.clone());
+            let server = auto::Builder::new(TokioExecutor::new());
+            tokio::spawn(async move {
+                let served = server.serve_connection(TokioIo::new(stream), service);
+                served.await
+            });
+        }
+    });
+    let mut kept = TcpStream::connect(address).await.unwrap();
+    soon(ask(&mut kept, "/", "hello")).await;
+    assert_eq!(limiter.stats().in_flight, 0);
+
+    // Nothing is held by the connection that is kept, but by the request under way.
+    let mut slow = TcpStream::connect(address).await.unwrap();
+    let request = b"GET /slow HTTP/1.1\r\nhost: test\r\nx-request-timeout-ms: 500\r\n\r\n";
+    slow.write_all(request).await.unwrap();
+    soon(async {
+        while limiter.stats().in_flight == 0 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    soon(ask(&mut kept, "/", r#""reason":"queue_full"}"#)).await;
+    let mut late = [0; 64];
+    soon(slow.read(&mut late)).await.unwrap();
+    assert!(late.starts_with(b"HTTP/1.1 504 Gateway Timeout\r\n"));
+    assert_eq!(limiter.stats().in_flight, 0);
+}
+
+#[tokio::test]
+async fn what_reqwest_answers_is_judged_by_its_status_and_its_error_by_what_was_reached() {
+    let app = Router::new()
+        .route("/hangs", get(async || pending::<()>().await))
+        .route(
+            "/busy",
+            get(async || (StatusCode::TOO_MANY_REQUESTS, [("retry-after", "7")])),
+        );
+    let address = serve(app).await;
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let ask = async |url: String| {
+        let request = client.get(url).timeout(200 * MS).send();
+        let result = soon(request).await.map(Response::<reqwest::Body>::from);
+        HttpStatus.classify(result.as_ref())
+    };
+    let busy = ask(format!("http://{address}/busy")).await;
+    assert_eq!(busy.kind, Kind::Overloaded);
+    assert_eq!(busy.retry_after, Some(7 * SECOND));
+    // It may be at work.
+    let hung = ask(format!("http://{address}/hangs")).await;
+    assert_eq!(hung.kind, Kind::Ambiguous);
+
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let nobody = listener.local_addr().unwrap();
+    drop(listener);
+    let refused = ask(format!("http://{nobody}/")).await;
+    assert_eq!(refused.kind, Kind::Unavailable);
 }

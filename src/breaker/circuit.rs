@@ -283,13 +283,13 @@ impl Circuit {
         }
     }
 
-    /// The epoch; while the circuit is closed and judges, calls pass without asking it.
     /// Whether the next call would be let through as a probe.
-    #[cfg(feature = "sqlx")]
+    #[cfg(any(feature = "sqlx", test))]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.forced.is_none() && matches!(self.phase, Phase::Open { until } if now >= until)
     }
 
+    /// The epoch; while the circuit is closed and judges, calls pass without asking it.
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch
     }

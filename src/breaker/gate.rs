@@ -112,7 +112,7 @@ impl Gate {
     }
 
     /// Whether the circuit is open and its time is over.
-    #[cfg(feature = "sqlx")]
+    #[cfg(any(feature = "sqlx", test))]
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         lock(&self.judge).circuit.is_due(now)
     }
@@ -166,6 +166,139 @@ impl Drop for Telling<'_> {
         if !self.over {
             lock(self.judge).telling = false;
         }
+    }
+}
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
+
+    use super::*;
+    use crate::{
+        breaker::circuit::{Forced, Outcome, Rules},
+        testing::start,
+    };
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// It opens when half of its calls have failed.
+    fn gate(now: Instant) -> Gate {
+        let rules = Rules {
+            failure_rate: Some(0.5),
+            minimum_calls: 1,
+            window: 10 * SECOND,
+            consecutive: None,
+            slow: None,
+            open_for: SECOND,
+            max_open_for: SECOND,
+            probes: 1,
+            required_successes: 1,
+        };
+        let ticks = Ticks::new(rules.window, now);
+        Gate::new(Circuit::new(rules, ticks), 1, ticks)
+    }
+
+    /// As many as successes are known, and one if none is.
+    fn failures_to_open(gate: &Gate, now: Instant) -> u32 {
+        let mut failures = 0;
+        while let Some(ticket) = gate.pass() {
+            let outcome = Outcome::Counted {
+                bad: true,
+                slow: false,
+                retry_after: None,
+            };
+            gate.change(now, |circuit| circuit.settle(ticket, outcome, 0, now));
+            failures += 1;
+        }
+        assert_eq!(gate.state(), State::Open);
+        failures
+    }
+
+    #[test]
+    fn successes_that_pass_by_the_circuit_are_known_to_it_when_it_judges() {
+        let now = start();
+        let gate = gate(now);
+        for n in 0..5 {
+            let ticket = gate.pass().expect("it is closed");
+            gate.succeed(ticket, || now + n * SECOND);
+        }
+        assert_eq!(failures_to_open(&gate, now + 4 * SECOND), 5);
+    }
+
+    #[test]
+    fn a_success_of_an_epoch_that_is_over_does_not_count() {
+        let now = start();
+        let gate = gate(now);
+        let ticket = gate.pass().expect("it is closed");
+        gate.change(now, Circuit::reset);
+        gate.succeed(ticket, || now);
+        assert_eq!(failures_to_open(&gate, now), 1);
+    }
+
+    #[test]
+    fn what_a_full_shard_had_no_room_for_is_counted_with_it() {
+        let now = start();
+        let gate = gate(now);
+        let ticket = gate.pass().expect("it is closed");
+        (0..3).for_each(|_| gate.succeed(ticket, || now));
+        gate.roll(ticket.epoch, 0, 0, 2);
+        gate.roll(ticket.epoch + 1, 0, 0, 9);
+        assert_eq!(failures_to_open(&gate, now), 5);
+    }
+
+    #[test]
+    fn a_change_says_whether_it_began_an_epoch_and_from_an_open_circuit_nobody_passes() {
+        let now = start();
+        let gate = gate(now);
+        assert_eq!(gate.change(now, |circuit| circuit.epoch()), (1, false));
+        assert!(gate.pass().is_some());
+        let force = |circuit: &mut Circuit| circuit.force(Forced::Open);
+        assert_eq!(gate.change(now, force), ((), true));
+        assert_eq!((gate.state(), gate.pass()), (State::ForcedOpen, None));
+        assert_eq!(gate.change(now, Circuit::reset), ((), true));
+        assert_eq!(gate.pass().map(|ticket| ticket.epoch), Some(3));
+    }
+
+    #[test]
+    fn a_probe_is_due_when_the_open_time_is_over() {
+        let now = start();
+        let gate = gate(now);
+        failures_to_open(&gate, now);
+        assert!(!gate.is_due(now));
+        assert!(gate.is_due(now + SECOND));
+    }
+
+    #[test]
+    fn changes_are_told_once_in_their_order_and_by_one_caller_at_a_time() {
+        let now = start();
+        let gate = gate(now);
+        for _ in 0..2 {
+            gate.change(now, |circuit| circuit.force(Forced::Closed));
+            gate.change(now, Circuit::reset);
+            let mut told = Vec::new();
+            gate.tell(|change| {
+                gate.tell(|_| panic!("somebody is at it already"));
+                told.push(change.to);
+            });
+            assert_eq!(told, [State::ForcedClosed, State::Closed]);
+            gate.tell(|_| panic!("everything was told"));
+        }
+    }
+
+    #[test]
+    fn whoever_is_told_may_panic_and_the_next_caller_goes_on_behind_that() {
+        let now = start();
+        let gate = gate(now);
+        gate.change(now, |circuit| circuit.force(Forced::Closed));
+        gate.change(now, Circuit::reset);
+        let tell = || gate.tell(|_| panic!("told"));
+        assert!(catch_unwind(AssertUnwindSafe(tell)).is_err());
+        let mut told = Vec::new();
+        gate.tell(|change| told.push(change.to));
+        assert_eq!(told, [State::Closed]);
     }
 }
 

@@ -123,8 +123,11 @@ impl Breaker {
     /// # Errors
     /// [`Rejected::CircuitOpen`].
     pub fn admit(&self) -> Result<Permit, Rejected> {
-        let pass = Shared::admit(self.shared.clone(), None);
-        let mut pass = pass.map_err(|refused| self.shared.refuse(refused))?;
+        let mut pass = match Shared::pass(self.shared.clone(), None) {
+            Some(pass) => pass,
+            None => Shared::admit(self.shared.clone(), None)
+                .map_err(|refused| self.shared.refuse(refused))?,
+        };
         pass.waits();
         Ok(Permit { pass })
     }

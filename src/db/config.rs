@@ -260,6 +260,11 @@ impl Config {
                 sqlx::Error::Configuration(why) => why.to_string(),
                 error => error.to_string(),
             };
+            // It may quote what it can't read.
+            if has_stray_at(&self.url) || why.contains(UNSAFE) {
+                let allowed = "a URL that sqlx can read, with % codes in place of /, ?, #, @ and =";
+                return self.unusable(allowed.to_owned());
+            }
             self.unusable(format!("a URL that sqlx can read: {why}"))
         })?;
         Ok(DB::plan(self, options, self.settings()?))
@@ -398,7 +403,8 @@ fn seconds(value: &str, least: Duration) -> Option<Duration> {
 /// The URL without what may be a secret, also where it is none.
 ///
 /// A password that was not encoded may contain anything that has a meaning in a URL. So everything up to the last `@` may be the password, and without one
-/// everything that can't be a port. Of the query, the values stay that are known to be harmless.
+/// everything that can't be a port. Where the last `@` may as well be one of the query's, only what is before the first mark is shown. Of the query, the values
+/// stay that are known to be harmless.
 fn redacted(url: &str) -> String {
     if url.starts_with("sqlite:") && !url.contains('@') {
         // A path, and nobody logs in.
@@ -410,6 +416,10 @@ fn redacted(url: &str) -> String {
     };
     if !scheme.chars().all(char::is_alphanumeric) {
         return HIDDEN.to_owned();
+    }
+    if has_stray_at(url) {
+        let first = rest.split([':', '/', '?', '#']).next().unwrap_or_default();
+        return format!("{scheme}://{first}:{HIDDEN}@{HIDDEN}");
     }
     let (user, place) = match rest.rsplit_once('@') {
         Some((login, place)) => match login.split_once(':') {
@@ -433,6 +443,13 @@ fn redacted(url: &str) -> String {
     format!("{scheme}://{user}{place}{}", redacted_query(query))
 }
 
+/// Whether there is an `@` behind what begins a query: in a password that was not encoded, or in what is no login at all.
+fn has_stray_at(url: &str) -> bool {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let login = rest.rsplit_once('@').map(|(login, _)| login);
+    login.is_some_and(|login| login.contains(['?', '#']))
+}
+
 fn begins_with_port(text: &str) -> bool {
     let end = text.find('/').unwrap_or(text.len());
     text[..end].parse::<u16>().is_ok()
@@ -451,7 +468,7 @@ fn redacted_query(query: Option<&str>) -> String {
         return String::new();
     };
     let pairs = query.split('&').map(|pair| match pair.split_once('=') {
-        Some((key, _)) if HARMLESS.contains(&key) => pair.to_owned(),
+        Some((key, value)) if HARMLESS.contains(&key) && !value.contains(UNSAFE) => pair.to_owned(),
         Some((key, _)) => format!("{key}={HIDDEN}"),
         None => HIDDEN.to_owned(),
     });
@@ -475,6 +492,9 @@ const HARMLESS: [&str; 14] = [
     "timezone",
     "user",
 ];
+
+/// What no harmless value has in it: there, two have got into one.
+const UNSAFE: [char; 4] = ['=', '?', '#', '@'];
 
 const HIDDEN: &str = "***";
 
@@ -667,6 +687,45 @@ mod tests {
     }
 
     #[test]
+    fn of_a_url_whose_last_at_is_not_the_logins_hardly_anything_is_shown() {
+        for (url, shown) in [
+            (
+                "postgres://db/shop?password=hun@ter2",
+                "postgres://db:***@***",
+            ),
+            (
+                "postgres://db:5432/shop?password=hun@ter2",
+                "postgres://db:***@***",
+            ),
+            ("postgres://?password=hunter2@", "postgres://:***@***"),
+            ("postgres://app:hun?ter2@db/shop", "postgres://app:***@***"),
+        ] {
+            assert_eq!(redacted(url), shown);
+        }
+        let shown = redacted("postgres://db/shop?sslmode=?password=hunter2");
+        assert_eq!(shown, "postgres://db/shop?sslmode=***");
+    }
+
+    #[cfg(feature = "postgres")]
+    #[test]
+    fn what_sqlx_says_of_a_url_does_not_give_the_password_away() {
+        for url in [
+            "postgres://app:?sslmode=hunter2@db/shop",
+            "postgres://app:?sslmode=hunter2&x=@db/shop",
+            "postgres://db/shop?sslmode=?password=hunter2",
+        ] {
+            let error = Config::new(url).connect_options::<sqlx::Postgres>();
+            let error = error.expect_err(url).to_string();
+            assert!(!error.contains("hunter2"), "{error}");
+            assert!(error.contains("% codes in place of"), "{error}");
+        }
+        let url = "postgres://db/shop?sslmode=maybe";
+        let error = Config::new(url).connect_options::<sqlx::Postgres>();
+        let error = error.expect_err(url).to_string();
+        assert!(error.contains("maybe"), "{error}");
+    }
+
+    #[test]
     fn what_is_no_url_is_not_shown() {
         for url in [
             "postgres:app:hunter2@db/shop",
@@ -690,6 +749,12 @@ mod tests {
             let shown = redacted(&url);
             prop_assert!(!shown.contains("HUNTER"), "{shown}");
             prop_assert!(shown.starts_with("postgres://app:***@"), "{shown}");
+        }
+
+        #[test]
+        fn nor_in_a_query(before in "[a-z0-9:@/?#&=%.]{0,12}", after in "[a-z0-9:@/?#&=%.]{0,6}") {
+            let shown = redacted(&format!("postgres://{before}?password=HUNTER{after}"));
+            prop_assert!(!shown.contains("HUNTER"), "{shown}");
         }
     }
 

@@ -28,7 +28,8 @@ pub(super) fn read(headers: &HeaderMap, now: impl FnOnce() -> SystemTime) -> Opt
 
 /// In whole seconds, rounded up; at least one.
 pub(super) fn write(time: Duration) -> HeaderValue {
-    let seconds = time.as_secs() + u64::from(time.subsec_nanos() > 0);
+    let part = u64::from(time.subsec_nanos() > 0);
+    let seconds = time.as_secs().saturating_add(part);
     HeaderValue::from(seconds.max(1))
 }
 
@@ -116,6 +117,12 @@ mod tests {
         for (millis, seconds) in [(0, "1"), (1, "1"), (1_000, "1"), (1_001, "2"), (4_900, "5")] {
             assert_eq!(write(Duration::from_millis(millis)), seconds);
         }
+    }
+
+    /// It overflowed, which came out as a second.
+    #[test]
+    fn the_longest_time_of_all_can_be_written() {
+        assert_eq!(write(Duration::MAX), u64::MAX.to_string().as_str());
     }
 
     proptest! {

@@ -35,7 +35,7 @@ impl Estimate {
         let rank = samples.len() / ONE_IN;
         let (_, low, _) = samples.select_nth_unstable(rank);
         let age = now.saturating_duration_since(latest);
-        let faded = 0.5_f64.powf(age.as_secs_f64() / HALF_LIFE.as_secs_f64());
+        let faded = 0.5_f64.powf(age.div_duration_f64(HALF_LIFE));
         low.mul_f64(faded * (1.0 + ahead as f64 / limit as f64))
     }
 }

@@ -152,6 +152,14 @@ mod tests {
         assert_eq!(error.to_string(), expected);
     }
 
+    #[test]
+    fn a_cap_goes_from_the_first_delay_to_a_year() {
+        let check = |cap| Backoff::exponential(50 * MS, cap).check("backoff").is_ok();
+        assert!(check(50 * MS));
+        assert!(check(LONGEST));
+        assert!(!check(LONGEST + MS));
+    }
+
     proptest! {
         #[test]
         fn jitter_stays_within_its_bounds_and_reaches_them(

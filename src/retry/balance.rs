@@ -121,6 +121,20 @@ mod tests {
     }
 
     #[test]
+    fn without_a_floor_nothing_but_successes_pays() {
+        let rules = Rules {
+            per_second: 0.0,
+            burst: 0,
+            ..RULES
+        };
+        let start = start();
+        let mut balance = Balance::new(rules, start);
+        assert!(!balance.withdraw(at(start, 1.0)));
+        balance.earn(10, 1);
+        assert_eq!(drain(&mut balance, at(start, 1.0)), 1);
+    }
+
+    #[test]
     fn ten_successes_pay_for_one_retry() {
         let start = start();
         let mut balance = Balance::new(RULES, start);

@@ -122,6 +122,37 @@ impl Bench {
 }
 
 #[test]
+fn a_probe_is_due_when_the_open_time_is_over_unless_the_circuit_is_forced() {
+    let mut bench = Bench::new(consecutive(1));
+    assert!(!bench.circuit.is_due(bench.now), "it is closed");
+    bench.call(FAILED);
+    bench.now += 499 * MS;
+    assert!(!bench.circuit.is_due(bench.now));
+    bench.now += MS;
+    assert!(bench.circuit.is_due(bench.now));
+    bench.circuit.force(Forced::Open);
+    assert!(!bench.circuit.is_due(bench.now));
+}
+
+#[test]
+fn every_turn_begins_another_epoch() {
+    let mut bench = Bench::new(consecutive(1));
+    let mut epochs = vec![bench.circuit.epoch()];
+    assert_eq!(bench.pass().epoch, epochs[0]);
+    bench.call(FAILED);
+    epochs.push(bench.circuit.epoch());
+    bench.now += SECOND;
+    let probe = bench.pass();
+    epochs.push(bench.circuit.epoch());
+    assert_eq!(probe.epoch, epochs[2]);
+    bench.settle(probe, GOOD);
+    epochs.push(bench.circuit.epoch());
+    bench.circuit.reset();
+    epochs.push(bench.circuit.epoch());
+    assert!(epochs.is_sorted_by(|one, next| one < next), "{epochs:?}");
+}
+
+#[test]
 fn a_rate_is_judged_from_the_minimum_of_calls_on_and_not_before() {
     let mut bench = Bench::new(rules());
     bench.calls(19, FAILED);

@@ -157,3 +157,47 @@ fn a_key_whose_turn_is_over_names_nobody() {
     assert_eq!(gate.turn(key, Waker::noop()), Turn::Shed);
     assert_eq!(gate.counts(), (1, 0), "its permit is not given back twice");
 }
+
+/// Only where somebody waits is a permit given back under the lock, and by the clock.
+#[test]
+fn where_nobody_waits_the_clock_is_not_read() {
+    let (now, unread) = (start(), || -> Instant { panic!("the clock is read") });
+    let gate = Gate::new(1, 2);
+    assert!(gate.try_pass());
+    gate.leave(now.into(), unread);
+
+    assert!(gate.try_pass());
+    let Entered::Waits(impatient) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    gate.leave_line(impatient, unread);
+    gate.leave(Stamp::NONE, unread);
+
+    assert!(gate.try_pass());
+    let Entered::Waits(patient) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    gate.leave(Stamp::NONE, || now);
+    assert_eq!(gate.turn(patient, Waker::noop()), Turn::Passes(now));
+    gate.leave(Stamp::NONE, unread);
+    assert_eq!(gate.counts(), (0, 0));
+}
+
+#[test]
+fn who_can_not_be_served_in_time_is_turned_away_at_once() {
+    let started = start();
+    let now = started + SECOND;
+    let gate = Gate::new(1, 9);
+    assert!(gate.try_pass());
+    let Entered::Waits(_) = gate.enter(None, now) else {
+        panic!("there is no permit left");
+    };
+    // A call took a second; the one that waited has begun.
+    gate.leave(started.into(), || now);
+    let enter = |left: f64| gate.enter(Some(now + SECOND.mul_f64(left)), now);
+    let late = Entered::Shed(Overload::TooLittleTime);
+    assert_eq!(enter(1.9), late, "that one's second, and its own");
+    assert!(matches!(enter(2.1), Entered::Waits(_)));
+    assert_eq!(enter(2.9), late);
+    assert!(matches!(enter(3.1), Entered::Waits(_)));
+}
