@@ -19,7 +19,7 @@
 //! [dependencies]
 //! steadfast = { version = "0.1", features = ["postgres"] }
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio"] }
-//! tokio = { version = "1.47", features = ["macros", "rt-multi-thread", "time"] }
+//! tokio = { version = "1.49", features = ["macros", "rt-multi-thread", "time"] }
 //! ```
 //!
 //! Those files ask which servers are wanted:

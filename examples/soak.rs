@@ -22,7 +22,7 @@
 //! steadfast = { version = "0.1", features = ["postgres"] }
 //! fastrand = "2"
 //! sqlx = { version = "0.9", default-features = false, features = ["postgres", "runtime-tokio"] }
-//! tokio = { version = "1.47", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
+//! tokio = { version = "1.49", features = ["io-util", "macros", "net", "rt-multi-thread", "sync", "time"] }
 //! ```
 //!
 //! Those files ask which servers are wanted:
