@@ -43,7 +43,7 @@ fn main() -> Result<(), ConfigError> {
     let cold =
         "so many futures and timers are not in the caches, and a thread keeps 64 idle timers";
     row("n tasks; what a call adds, one wait", cold, &many, tasks)?;
-    let shared = "all take their slots from one word";
+    let shared = "more threads than cores take turns on them";
     row("n threads; a call, no wait", shared, &[1, 2, 4], threads)?;
     Ok(())
 }
