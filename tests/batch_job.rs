@@ -20,7 +20,8 @@ use crate::server::postgres::Postgres;
 #[tokio::test(flavor = "multi_thread")]
 async fn a_job_that_is_killed_on_a_server_that_is_killed_does_nothing_twice()
 -> Result<(), sqlx::Error> {
-    let Some(mut server) = Postgres::start() else {
+    // What was committed has to outlive a crash of the server.
+    let Some(mut server) = Postgres::start_with(&["synchronous_commit=on"]) else {
         return Ok(());
     };
     let url = format!(
