@@ -203,16 +203,17 @@ mod tests {
 
     /// As many as successes are known, and one if none is.
     fn failures_to_open(gate: &Gate, now: Instant) -> u32 {
-        let mut failures = 0;
-        while let Some(ticket) = gate.pass() {
-            let outcome = Outcome::Counted {
-                bad: true,
-                slow: false,
-                retry_after: None,
-            };
+        let outcome = Outcome::Counted {
+            bad: true,
+            slow: false,
+            retry_after: None,
+        };
+        let failures = (1..100).find(|_| {
+            let ticket = gate.pass().expect("it is closed");
             gate.change(now, |circuit| circuit.settle(ticket, outcome, 0, now));
-            failures += 1;
-        }
+            gate.pass().is_none()
+        });
+        let failures = failures.expect("enough failures open it");
         assert_eq!(gate.state(), State::Open);
         failures
     }
