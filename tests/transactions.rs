@@ -18,9 +18,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use sqlx::{AssertSqlSafe, Connection, SqliteConnection};
+use sqlx::{AssertSqlSafe, Connection, PgPool, SqliteConnection, postgres::PgPoolOptions};
 use steadfast::db::{
-    Config, Db, Driver, Isolation, MySqlDb, PgDb, Preset, SqliteDb, TransactionError,
+    Config, Db, Driver, Isolation, MySqlDb, PgDb, Preset, SqliteDb, Stats, TransactionError,
     TransactionOptions, Tx,
 };
 use tokio::time::{sleep, timeout};
@@ -707,15 +707,50 @@ async fn a_commit_whose_answer_was_lost_is_looked_up_on_postgresql() {
         .connect_lazy()
         .unwrap();
     make(&db, "CREATE TABLE fates (id int)").await;
+    let stats = lose_two_commits(&db, &proxy, "fates").await;
+    assert_eq!((stats.fates_committed, stats.fates_aborted), (1, 1));
+}
+
+#[tokio::test]
+async fn a_commit_is_looked_up_in_sessions_that_write_dates_their_own_way() {
+    let Some(server) = &*POSTGRES else { return };
+    let proxy = Proxy::start(server.port()).await;
+    let options = server.options().port(proxy.port());
+    make(
+        &PgDb::new(PgPool::connect_lazy_with(options.clone())),
+        "CREATE TABLE styled_fates (id int)",
+    )
+    .await;
+    for (style, zone) in [
+        ("ISO, DMY", "Asia/Kolkata"),
+        ("German", "Europe/Berlin"),
+        ("SQL, MDY", "America/St_Johns"),
+        ("Postgres", "UTC"),
+    ] {
+        let set = format!("SET DateStyle = '{style}'; SET TimeZone = '{zone}'");
+        let pool = PgPoolOptions::new().after_connect(move |connection, _| {
+            let set = sqlx::raw_sql(AssertSqlSafe(set.clone()));
+            Box::pin(async move { set.execute(connection).await.map(drop) })
+        });
+        let db = PgDb::new(pool.connect_lazy_with(options.clone()));
+        let stats = lose_two_commits(&db, &proxy, "styled_fates").await;
+        let fates = (stats.fates_committed, stats.fates_aborted);
+        assert_eq!(fates, (1, 1), "{style}");
+    }
+}
+
+/// Commits two transactions, of which the first loses the answer and the second the request.
+async fn lose_two_commits(db: &PgDb, proxy: &Proxy, table: &str) -> Stats {
+    let before = rows(db, table).await;
     for (cut, attempts_needed) in [
         (Fault::CutCommitReply(0), 1),
         (Fault::CutCommitRequest(0), 2),
     ] {
         let attempts = AtomicU32::new(0);
         db.transaction(|mut tx| {
-            let (attempts, proxy) = (&attempts, &proxy);
+            let attempts = &attempts;
             async move {
-                insert(&mut tx, "fates", attempts_needed).await?;
+                insert(&mut tx, table, attempts_needed).await?;
                 if attempts.fetch_add(1, Ordering::Relaxed) == 0 {
                     proxy.set(cut);
                 }
@@ -727,9 +762,8 @@ async fn a_commit_whose_answer_was_lost_is_looked_up_on_postgresql() {
         assert_eq!(proxy.fault(), Fault::Pass, "nothing was cut");
         assert_eq!(attempts.into_inner(), attempts_needed);
     }
-    assert_eq!(rows(&db, "fates").await, 2);
-    let stats = db.stats();
-    assert_eq!((stats.fates_committed, stats.fates_aborted), (1, 1));
+    assert_eq!(rows(db, table).await, before + 2);
+    db.stats()
 }
 
 #[tokio::test]

@@ -167,13 +167,13 @@ pub struct Limits {
 /// How to ask for a transaction's fate later.
 #[derive(Clone, Debug)]
 pub struct Trace {
-    pub(super) id: String,
-    pub(super) session: i64,
+    pub(super) id: i64,
+    pub(super) session: i32,
     /// The history that the server writes; another one after a failover.
     pub(super) timeline: String,
-    /// When it began and when the server had been started, in microseconds of the server's clock.
-    pub(super) began: i64,
-    pub(super) started: i64,
+    /// When it began and when the server had been started, by the server's clock and in its words.
+    pub(super) began: String,
+    pub(super) started: String,
 }
 
 /// What became of a transaction.

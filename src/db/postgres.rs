@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use futures_core::future::BoxFuture;
 use sqlx::{
-    AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, SqlStr, postgres::PgConnectOptions,
+    AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, SqlStr,
+    postgres::{PgConnectOptions, PgRow},
 };
 
 use crate::db::{
@@ -111,12 +112,9 @@ impl Backend for Postgres {
                 // Nothing of it can be lost, and an id would cost the server a write.
                 sql.push_str("; SELECT 1");
             } else {
-                let _ = write!(
-                    sql,
-                    "; SELECT txid_current()::text, pg_backend_pid(), {TIMELINE}, \
-                     {}, {}",
-                    microseconds("now()"),
-                    microseconds("pg_postmaster_start_time()"),
+                sql.push_str(
+                    "; SELECT txid_current(), pg_backend_pid(), \
+                     pg_walfile_name(pg_current_wal_insert_lsn()), now(), pg_postmaster_start_time()",
                 );
             }
             let row = ask(connection, AssertSqlSafe(sql)).await?;
@@ -124,13 +122,17 @@ impl Backend for Postgres {
             if options.read_only {
                 return Ok(None);
             }
-            let pid: i32 = row.try_get(1)?;
+            let (mut began, mut started) = (moment(&row, 3)?, moment(&row, 4)?);
+            if !(is_iso(&began) && is_iso(&started)) {
+                (began, started) = moments(connection).await?;
+            }
+            let file: &str = row.try_get(2)?;
             Ok(Some(Trace {
                 id: row.try_get(0)?,
-                session: pid.into(),
-                timeline: row.try_get(2)?,
-                began: row.try_get(3)?,
-                started: row.try_get(4)?,
+                session: row.try_get(1)?,
+                timeline: file.chars().take(TIMELINE).collect(),
+                began,
+                started,
             }))
         })
     }
@@ -267,28 +269,24 @@ enum Since {
 async fn since(admin: &mut PgConnection, trace: &Trace) -> Result<Option<Since>, sqlx::Error> {
     // No session survives a crash. Those of others, and the server's own, are seen by some roles only; so there is a second sign: it forgets statistics.
     let sql = format!(
-        "SELECT {TIMELINE}, {started}, \
-         EXISTS (SELECT FROM pg_stat_activity WHERE {session} <= {began}) \
-         OR {statistics} <= {began}",
-        started = microseconds("pg_postmaster_start_time()"),
-        session = microseconds("backend_start"),
-        statistics = microseconds("pg_stat_get_bgwriter_stat_reset_time()"),
+        "SELECT left(pg_walfile_name(pg_current_wal_insert_lsn()), {TIMELINE}) = '{timeline}', \
+         pg_postmaster_start_time() = '{started}', \
+         pg_postmaster_start_time() > '{began}', \
+         EXISTS (SELECT FROM pg_stat_activity WHERE backend_start <= '{began}') \
+         OR pg_stat_get_bgwriter_stat_reset_time() <= '{began}'",
+        timeline = trace.timeline,
+        started = trace.started,
         began = trace.began,
     );
     let row = ask(admin, AssertSqlSafe(sql)).await?;
     let row = row.ok_or_else(no_answer)?;
-    let (timeline, started): (String, i64) = (row.try_get(0)?, row.try_get(1)?);
-    let witness: Option<bool> = row.try_get(2)?;
-    if timeline != trace.timeline {
-        return Ok(None);
-    }
-    Ok(if started == trace.started {
-        Some(match witness {
-            Some(true) => Since::Nothing,
-            Some(false) | None => Since::PerhapsCrash,
-        })
-    } else {
-        (started > trace.began).then_some(Since::Crash)
+    let (same_history, same_start): (bool, bool) = (row.try_get(0)?, row.try_get(1)?);
+    let (started_since, witness): (bool, Option<bool>) = (row.try_get(2)?, row.try_get(3)?);
+    Ok(match (same_history, same_start) {
+        (false, _) => None,
+        (true, true) if witness == Some(true) => Some(Since::Nothing),
+        (true, true) => Some(Since::PerhapsCrash),
+        (true, false) => started_since.then_some(Since::Crash),
     })
 }
 
@@ -303,9 +301,8 @@ async fn whose(
     let sql = format!(
         "SELECT redo_lsn = checkpoint_lsn AND current_setting('wal_level') <> 'minimal', \
          (split_part(next_xid, ':', 1)::bigint << 32) + split_part(next_xid, ':', 2)::bigint > {id}, \
-         {at} > {began} FROM pg_control_checkpoint()",
+         checkpoint_time > '{began}' FROM pg_control_checkpoint()",
         id = trace.id,
-        at = microseconds("checkpoint_time"),
         began = trace.began,
     );
     let row = match ask(admin, AssertSqlSafe(sql)).await {
@@ -328,7 +325,7 @@ async fn whose(
 async fn ask(
     connection: &mut PgConnection,
     sql: impl sqlx::SqlSafeStr,
-) -> Result<Option<sqlx::postgres::PgRow>, sqlx::Error> {
+) -> Result<Option<PgRow>, sqlx::Error> {
     let rows = Postgres::fetch_all(connection, Replay::raw(sql)).await?;
     Ok(rows.into_iter().next_back())
 }
@@ -349,9 +346,36 @@ fn milliseconds(time: std::time::Duration) -> u128 {
     time.as_millis().clamp(1, i32::MAX as u128)
 }
 
-/// An expression for a point in time as a number, which has no time zone and no format.
-fn microseconds(time: &str) -> String {
-    format!("(extract(epoch FROM {time}) * 1000000)::bigint")
+/// A point in time as the server writes it.
+fn moment(row: &PgRow, column: usize) -> Result<String, sqlx::Error> {
+    // sqlx has no type for it, but takes its text.
+    row.try_get_unchecked(column)
 }
 
-const TIMELINE: &str = "substr(pg_walfile_name(pg_current_wal_insert_lsn()), 1, 8)";
+/// Whether a point in time is written as the standard has it, with its distance from UTC: whoever reads that takes it for what was meant.
+fn is_iso(moment: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_digit() || b"-:.+ ".contains(&byte);
+    moment.bytes().all(plain)
+        && moment.as_bytes().get(4) == Some(&b'-')
+        && moment
+            .get(10..)
+            .is_some_and(|time| time.contains(['+', '-']))
+}
+
+/// When the transaction began and the server was started, for a session that writes them in another way.
+async fn moments(connection: &mut PgConnection) -> Result<(String, String), sqlx::Error> {
+    let iso = |moment| {
+        format!("to_char({moment} AT TIME ZONE 'UTC', 'YYYY-MM-DD HH24:MI:SS.US') || '+00'")
+    };
+    let sql = format!(
+        "SELECT {}, {}",
+        iso("now()"),
+        iso("pg_postmaster_start_time()")
+    );
+    let row = ask(connection, AssertSqlSafe(sql)).await?;
+    let row = row.ok_or_else(no_answer)?;
+    Ok((row.try_get(0)?, row.try_get(1)?))
+}
+
+/// So many letters of a log file's name say to which history it belongs.
+const TIMELINE: usize = 8;
