@@ -26,9 +26,19 @@ impl Bound {
     };
 
     /// The bound around the code that runs now.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn ambient() -> Self {
-        CURRENT.get()
+        Self {
+            at: AT.get(),
+            within: WITHIN.get(),
+        }
+    }
+
+    /// Makes it the bound around the code that runs now.
+    #[inline(always)]
+    fn surround(self) {
+        AT.set(self.at);
+        WITHIN.set(self.within);
     }
 
     /// At `at`, or earlier where `self` is.
@@ -59,8 +69,18 @@ impl Bound {
 
     /// The instant; reads the clock if nobody has yet.
     pub(crate) fn resolve_now(&mut self) -> Stamp {
+        self.resolve_at(time::stamp)
+    }
+
+    /// The same where what was asked to run waits.
+    pub(crate) fn resolve_waiting(&mut self) -> Stamp {
+        self.resolve_at(waits_since)
+    }
+
+    #[inline]
+    fn resolve_at(&mut self, now: impl FnOnce() -> Stamp) -> Stamp {
         if self.within.is_some() {
-            self.resolve(time::stamp())
+            self.resolve(now())
         } else {
             self.at
         }
@@ -75,11 +95,11 @@ impl Bound {
     /// Runs `f` with this bound around it.
     #[inline(always)]
     pub(crate) fn enter<R>(&mut self, f: impl FnOnce() -> R) -> R {
-        let outer = CURRENT.get();
+        let outer = Self::ambient();
         // It may be kept from a time when another one surrounded it.
         self.at = self.at.min(outer.at);
         self.within = self.within.min(outer.within);
-        CURRENT.set(*self);
+        self.surround();
         let _left = Entered { bound: self, outer };
         f()
     }
@@ -87,10 +107,17 @@ impl Bound {
 
 /// The instant by which the code that runs now must be over; reads the clock if nobody has yet.
 pub(crate) fn current() -> Option<Instant> {
-    let mut bound = CURRENT.get();
+    let mut bound = Bound::ambient();
     let at = bound.resolve_now();
-    CURRENT.set(bound);
+    bound.surround();
     at.instant()
+}
+
+/// A call is about to be polled: from here on it is told anew how it waits.
+#[inline]
+pub(crate) fn polls() {
+    IN_LINE.set(false);
+    WAITS_SINCE.set(Stamp::NONE);
 }
 
 /// Says that what runs now waits in a line of ours: its call is not under way.
@@ -98,9 +125,22 @@ pub(crate) fn set_in_line(in_line: bool) {
     IN_LINE.set(in_line);
 }
 
-/// Whether what ran since [`set_in_line`]`(false)` waits in a line of ours.
+/// Whether what ran since [`polls`] waits in a line of ours.
 pub(crate) fn is_in_line() -> bool {
     IN_LINE.get()
+}
+
+/// When what ran since [`polls`] was found to wait: the first layer that wants to know reads the clock for all around it.
+pub(crate) fn waits_since() -> Stamp {
+    let since = WAITS_SINCE.get();
+    if since.is_some() { since } else { waits_now() }
+}
+
+/// Reads the clock for a call that was found to wait, and for all around it.
+pub(crate) fn waits_now() -> Stamp {
+    let now = time::stamp();
+    WAITS_SINCE.set(now);
+    now
 }
 
 struct Entered<'a> {
@@ -112,11 +152,15 @@ impl Drop for Entered<'_> {
     #[inline]
     fn drop(&mut self) {
         // What was resolved inside is kept.
-        *self.bound = CURRENT.replace(self.outer);
+        *self.bound = Bound::ambient();
+        self.outer.surround();
     }
 }
 
 thread_local! {
     static IN_LINE: Cell<bool> = const { Cell::new(false) };
-    static CURRENT: Cell<Bound> = const { Cell::new(Bound::NONE) };
+    static WAITS_SINCE: Cell<Stamp> = const { Cell::new(Stamp::NONE) };
+    // Apart: read as one, just after they were written as two, they would not come out of the store buffer, which takes longer than all the rest.
+    static AT: Cell<Stamp> = const { Cell::new(Stamp::NONE) };
+    static WITHIN: Cell<Span> = const { Cell::new(Span::NONE) };
 }

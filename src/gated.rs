@@ -69,20 +69,25 @@ where
     /// Calls `service` at once if leave is given; else keeps a clone of it for later.
     #[inline(always)]
     pub(crate) fn new(answer: Answer<W>, service: &mut S, request: Req) -> Self {
-        let state = match answer {
-            Answer::Granted(mut leave) => State::Calling {
-                call: leave.enter(|| ReadyCall::begin(service, request)),
-                leave: Some(leave),
+        match answer {
+            Answer::Granted(mut leave) => Self {
+                state: State::Calling {
+                    call: leave.enter(|| ReadyCall::begin(service, request)),
+                    leave: Some(leave),
+                },
             },
-            Answer::Wait(wait) => State::Waiting {
-                wait,
-                held: Some((service.clone(), request)),
+            Answer::Wait(wait) => Self {
+                state: State::Waiting {
+                    wait,
+                    held: Some((service.clone(), request)),
+                },
             },
-            Answer::Refused(rejected) => State::Refused {
-                rejected: Some(rejected),
+            Answer::Refused(rejected) => Self {
+                state: State::Refused {
+                    rejected: Some(rejected),
+                },
             },
-        };
-        Self { state }
+        }
     }
 }
 
@@ -92,33 +97,35 @@ where
     S::Error: From<Rejected>,
     W: Wait,
 {
-    /// The result, with the leave that it was made by; none where it was refused.
-    #[allow(clippy::type_complexity, reason = "a result and a leave")]
+    /// The result, which `settle` is shown before the leave that it was made by is given back; a refusal is not.
     #[inline]
     pub(crate) fn poll(
         self: Pin<&mut Self>,
         cx: &mut Context<'_>,
-    ) -> Poll<(Result<S::Response, S::Error>, Option<W::Leave>)> {
+        settle: impl FnOnce(&mut W::Leave, &Result<S::Response, S::Error>),
+    ) -> Poll<Result<S::Response, S::Error>> {
         let mut state = self.project().state;
         loop {
             match state.as_mut().project() {
-                StateProj::Calling { call, leave } => {
-                    let entered = leave.as_mut().expect("kept until the result");
-                    ambient::set_in_line(false);
-                    let Poll::Ready(result) = entered.enter(|| call.poll(cx)) else {
+                StateProj::Calling { mut call, leave } => {
+                    let entered = leave.as_mut().expect("polled again after its result");
+                    ambient::polls();
+                    let Poll::Ready(result) = entered.enter(|| call.as_mut().poll(cx)) else {
                         // A line of ours further in is not the dependency: waiting there is not timed.
                         if !ambient::is_in_line() {
                             entered.waits();
                         }
                         return Poll::Pending;
                     };
-                    let leave = leave.take();
-                    state.set(State::Over);
-                    return Poll::Ready((result, leave));
+                    call.end();
+                    // In its place: moving it would cost more than all the rest.
+                    settle(entered, &result);
+                    *leave = None;
+                    return Poll::Ready(result);
                 }
                 StateProj::Refused { rejected } => {
                     let rejected = rejected.take().expect("polled again after its result");
-                    return Poll::Ready((Err(rejected.into()), None));
+                    return Poll::Ready(Err(rejected.into()));
                 }
                 StateProj::Waiting { wait, held } => match ready!(in_line(wait, cx)) {
                     Ok(leave) => {
@@ -130,7 +137,7 @@ where
                     }
                     Err(rejected) => {
                         state.set(State::Over);
-                        return Poll::Ready((Err(rejected.into()), None));
+                        return Poll::Ready(Err(rejected.into()));
                     }
                 },
                 StateProj::Over => panic!("polled again after its result"),

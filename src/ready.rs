@@ -57,22 +57,36 @@ where
         S: Clone,
     {
         // Nobody is there to be woken yet: a service that is not ready is asked again when the future is polled.
-        let mut cx = Context::from_waker(Waker::noop());
-        let state = match service.poll_ready(&mut cx) {
-            Poll::Ready(Ok(())) => State::Calling {
-                future: service.call(request),
-            },
-            Poll::Ready(Err(error)) => State::Failed { error: Some(error) },
-            Poll::Pending => {
-                let clone = service.clone();
-                let held = Some((mem::replace(service, clone), request));
-                State::Readying {
-                    held,
-                    timer: Timer::new(),
-                }
-            }
-        };
-        Self { state }
+        let ready = service.poll_ready(&mut Context::from_waker(Waker::noop()));
+        if let Poll::Ready(Ok(())) = ready {
+            return Self {
+                state: State::Calling {
+                    future: service.call(request),
+                },
+            };
+        }
+        Self::begin_slowly(ready, service, request)
+    }
+
+    /// The same where it failed to become ready, or is not ready yet.
+    #[cold]
+    fn begin_slowly(ready: Poll<Result<(), S::Error>>, service: &mut S, request: Req) -> Self
+    where
+        S: Clone,
+    {
+        if let Poll::Ready(Err(error)) = ready {
+            return Self {
+                state: State::Failed { error: Some(error) },
+            };
+        }
+        let clone = service.clone();
+        Self::later(mem::replace(service, clone), request)
+    }
+
+    /// The result is there: ends what made it.
+    #[inline]
+    pub(crate) fn end(self: Pin<&mut Self>) {
+        self.project().state.set(State::Over);
     }
 
     /// Touches `service` only when the future is polled.

@@ -16,7 +16,7 @@
 
 use std::{
     collections::VecDeque,
-    num::NonZeroU32,
+    num::{NonZeroU32, NonZeroU64},
     time::{Duration, Instant},
 };
 
@@ -52,7 +52,7 @@ pub(crate) struct Slow {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Ticket {
     pub(crate) epoch: u64,
-    slot: Option<u64>,
+    slot: Option<NonZeroU64>,
 }
 
 impl Ticket {
@@ -103,7 +103,7 @@ pub(crate) struct Circuit {
     window: Window,
     in_a_row: u32,
     failed_rounds: u32,
-    next_slot: u64,
+    next_slot: NonZeroU64,
     changes: VecDeque<Change>,
 }
 
@@ -114,7 +114,7 @@ enum Phase {
 }
 
 struct Slot {
-    id: u64,
+    id: NonZeroU64,
     expires: Instant,
 }
 
@@ -137,7 +137,7 @@ impl Circuit {
             window: Window::default(),
             in_a_row: 0,
             failed_rounds: 0,
-            next_slot: 0,
+            next_slot: NonZeroU64::MIN,
             changes: VecDeque::new(),
         }
     }
@@ -170,14 +170,15 @@ impl Circuit {
             Phase::Open { until } => *until,
             Phase::HalfOpen { slots, .. } => {
                 if slots.len() < self.rules.probes as usize {
-                    self.next_slot += 1;
+                    let id = self.next_slot;
+                    self.next_slot = id.saturating_add(1);
                     slots.push(Slot {
-                        id: self.next_slot,
+                        id,
                         expires: now + slot_life,
                     });
                     return Ok(Ticket {
                         epoch: self.epoch,
-                        slot: Some(self.next_slot),
+                        slot: Some(id),
                     });
                 }
                 // A probe that answers does so long before its slot expires.

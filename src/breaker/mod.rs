@@ -90,7 +90,7 @@ pub use self::{
     service::{BreakerLayer, BreakerService, ResponseFuture},
 };
 pub use crate::event::State;
-use crate::{error::Rejected, gated::Leave, kind::Verdict, time};
+use crate::{error::Rejected, kind::Verdict, time};
 
 /// A handle to a circuit; see the [module](self). Clones share the circuit.
 ///
@@ -128,7 +128,7 @@ impl Breaker {
             None => Shared::admit(self.shared.clone(), None)
                 .map_err(|refused| self.shared.refuse(refused))?,
         };
-        pass.waits();
+        pass.waits_since(time::stamp);
         Ok(Permit { pass })
     }
 

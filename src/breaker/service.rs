@@ -2,7 +2,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
@@ -96,10 +96,8 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.project();
-        let (result, pass) = ready!(this.gated.poll(cx));
-        if let Some(mut pass) = pass {
-            pass.settle_result(this.classify, &result);
-        }
-        Poll::Ready(result)
+        this.gated.poll(cx, |pass, result| {
+            pass.settle_result(this.classify, result);
+        })
     }
 }

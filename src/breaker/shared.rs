@@ -265,12 +265,14 @@ impl<B: Deref<Target = Shared>> Drop for Waiting<B> {
 }
 
 /// The right to make one call, with whatever way of holding the circuit. Dropped unsettled, the call was abandoned.
+///
+/// It is moved with each call, and made of whole words for that.
 pub(crate) struct Pass<B: Deref<Target = Shared>> {
     breaker: B,
+    // A stray one as soon as the circuit has learnt what became of the call.
     pub(super) ticket: Ticket,
     attempt_deadline: Span,
     started: Stamp,
-    over: bool,
 }
 
 impl<B: Deref<Target = Shared>> Pass<B> {
@@ -283,7 +285,6 @@ impl<B: Deref<Target = Shared>> Pass<B> {
             ticket,
             attempt_deadline,
             started: Stamp::NONE,
-            over: false,
         }
     }
 
@@ -320,11 +321,7 @@ impl<B: Deref<Target = Shared>> Pass<B> {
     #[inline]
     pub(super) fn settle(&mut self, verdict: Verdict, cut: bool) {
         let good = matches!(verdict.kind, Kind::Success | Kind::Invalid | Kind::Conflict);
-        if good && self.succeed() {
-            return;
-        }
-        // Where it panicked, that was counted, and it was polled again.
-        if !mem::replace(&mut self.over, true) {
+        if !(good && self.succeed()) {
             self.settle_slowly(verdict, cut);
         }
     }
@@ -332,16 +329,16 @@ impl<B: Deref<Target = Shared>> Pass<B> {
     /// Counts a good result, unless the circuit has to be asked what follows from it.
     #[inline(always)]
     pub(crate) fn succeed(&mut self) -> bool {
-        if self.over || self.ticket.is_probe() || self.is_slow() {
+        if self.ticket.is_probe() || self.is_slow() {
             return false;
         }
-        self.over = true;
-        self.breaker.gate.succeed(self.ticket, time::now);
+        let ticket = mem::replace(&mut self.ticket, Ticket::STRAY);
+        self.breaker.gate.succeed(ticket, time::now);
         true
     }
 
     #[cold]
-    fn settle_slowly(&self, verdict: Verdict, cut: bool) {
+    fn settle_slowly(&mut self, verdict: Verdict, cut: bool) {
         let (bad, slow) = match verdict.kind {
             // It did not even become ready in the time that it has for all of it.
             Kind::Ignored if cut && self.ran_its_time() => (true, false),
@@ -361,10 +358,12 @@ impl<B: Deref<Target = Shared>> Pass<B> {
         });
     }
 
-    fn report(&self, outcome: Outcome) {
-        let learns = self.ticket != Ticket::STRAY;
-        if learns && (outcome != Outcome::Neutral || self.ticket.is_probe()) {
-            self.breaker.settle(self.ticket, outcome);
+    /// Tells the circuit, once.
+    fn report(&mut self, outcome: Outcome) {
+        let ticket = mem::replace(&mut self.ticket, Ticket::STRAY);
+        let learns = ticket != Ticket::STRAY;
+        if learns && (outcome != Outcome::Neutral || ticket.is_probe()) {
+            self.breaker.settle(ticket, outcome);
         }
     }
 
@@ -378,7 +377,7 @@ impl<B: Deref<Target = Shared>> Pass<B> {
 
     /// The call was dropped before it had a result.
     #[cold]
-    fn abandon(&self) {
+    fn abandon(&mut self) {
         let bad = self.ran_its_time();
         self.report(if bad { BAD } else { Outcome::Neutral });
     }
@@ -402,9 +401,7 @@ impl<B: Deref<Target = Shared>> Leave for Pass<B> {
         struct Bomb<'a, B: Deref<Target = Shared>>(&'a mut Pass<B>);
         impl<B: Deref<Target = Shared>> Drop for Bomb<'_, B> {
             fn drop(&mut self) {
-                if !mem::replace(&mut self.0.over, true) {
-                    self.0.report(BAD);
-                }
+                self.0.report(BAD);
             }
         }
         let bomb = Bomb(self);
@@ -415,14 +412,14 @@ impl<B: Deref<Target = Shared>> Leave for Pass<B> {
 
     #[inline]
     fn waits(&mut self) {
-        self.waits_since(time::stamp);
+        self.waits_since(ambient::waits_since);
     }
 }
 
 impl<B: Deref<Target = Shared>> Drop for Pass<B> {
     #[inline]
     fn drop(&mut self) {
-        if !self.over {
+        if self.ticket != Ticket::STRAY {
             self.abandon();
         }
     }

@@ -10,7 +10,7 @@ use tower_service::Service;
 
 use super::Deadline;
 use crate::{
-    ambient::Bound,
+    ambient::{self, Bound},
     error::{Refusal, Rejected},
     event::Reporter,
     ready::ReadyCall,
@@ -64,15 +64,33 @@ where
     fn call(&mut self, request: Req) -> Self::Future {
         let outer = Bound::ambient();
         let mut bound = outer.within(self.deadline.within);
-        let too_late = outer.is_over();
+        if outer.is_over() {
+            return ResponseFuture {
+                call: None,
+                begun: Begun::TooLate,
+                bound,
+                timer: Timer::new(),
+                reporter: self.deadline.reporter.clone(),
+            };
+        }
         ResponseFuture {
-            call: (!too_late).then(|| bound.enter(|| ReadyCall::begin(&mut self.inner, request))),
-            too_late,
+            call: Some(bound.enter(|| ReadyCall::begin(&mut self.inner, request))),
+            begun: Begun::InTime,
             bound,
             timer: Timer::new(),
             reporter: self.deadline.reporter.clone(),
         }
     }
+}
+
+/// Whether the deadline was over before the call.
+///
+/// As wide as its neighbours: a byte that was written alone would hold up the move of the words around it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
+enum Begun {
+    InTime,
+    TooLate,
 }
 
 pin_project! {
@@ -87,8 +105,7 @@ pin_project! {
         // Until it is over, in whatever way.
         #[pin]
         call: Option<ReadyCall<S, Req>>,
-        // The deadline was over before the call.
-        too_late: bool,
+        begun: Begun,
         bound: Bound,
         timer: Timer,
         reporter: Reporter,
@@ -118,8 +135,9 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
-        let sent = !*this.too_late;
+        let sent = *this.begun == Begun::InTime;
         if sent {
+            ambient::polls();
             // Inner first: a finished call wins over an expired deadline.
             let polled = this.bound.enter(|| {
                 let call = this.call.as_mut().as_pin_mut();
@@ -132,7 +150,7 @@ where
             if polled.is_ready() {
                 return polled;
             }
-            ready!(this.timer.poll(this.bound.resolve_now(), cx));
+            ready!(this.timer.poll(this.bound.resolve_waiting(), cx));
             this.bound.enter(|| this.call.set(None));
         }
         let rejected = this.reporter.refused(Rejected::DeadlineExceeded { sent });

@@ -13,7 +13,7 @@ use std::{
 };
 
 use super::Shared;
-use crate::{gated::Leave, stamp::Stamp, time};
+use crate::{ambient, gated::Leave, stamp::Stamp, time};
 
 /// Keeps the slot of the call that asked for it.
 ///
@@ -118,7 +118,7 @@ impl<B: Deref<Target = Shared>> Leave for Slot<B> {
 
     #[inline]
     fn waits(&mut self) {
-        self.waits_since(time::stamp);
+        self.waits_since(ambient::waits_since);
     }
 }
 

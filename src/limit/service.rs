@@ -2,7 +2,7 @@ use std::{
     future::Future,
     pin::Pin,
     sync::Arc,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use pin_project_lite::pin_project;
@@ -87,8 +87,6 @@ where
 
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let (result, slot) = ready!(self.project().gated.poll(cx));
-        drop(slot);
-        Poll::Ready(result)
+        self.project().gated.poll(cx, |_, _| {})
     }
 }

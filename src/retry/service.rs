@@ -1,7 +1,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, OnceLock},
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -15,6 +15,7 @@ use crate::{
     error::{Refusal, judge},
     kind::Classify,
     ready::ReadyCall,
+    sync::{Mutex, lock},
     time::Timer,
 };
 
@@ -37,8 +38,11 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
 
     fn layer(&self, inner: S) -> Self::Service {
         RetryService {
+            again: Arc::new(Again {
+                service: OnceLock::new(),
+                retry: self.retry.clone(),
+            }),
             inner,
-            retry: self.retry.clone(),
             classify: self.classify.clone(),
         }
     }
@@ -51,8 +55,16 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C> {
     inner: S,
-    retry: Arc<Retry>,
+    again: Arc<Again<S>>,
     classify: C,
+}
+
+/// What another attempt takes. It is shared, so that the first one need not clone the service.
+#[derive(Debug)]
+struct Again<S> {
+    // Nobody calls it: each attempt but the first gets a clone of it. Empty before the first call.
+    service: OnceLock<Mutex<S>>,
+    retry: Arc<Retry>,
 }
 
 impl<S, C, Req> Service<Req> for RetryService<S, C>
@@ -72,16 +84,20 @@ where
 
     #[inline]
     fn call(&mut self, request: Req) -> Self::Future {
-        let again = (self.retry.most_attempts() > 1).then(|| request.clone());
+        let may_repeat = self.again.retry.most_attempts() > 1;
+        if may_repeat {
+            let service = &self.again.service;
+            service.get_or_init(|| Mutex::new(self.inner.clone()));
+        }
         ResponseFuture {
-            again: again.map(|request| (self.inner.clone(), request)),
+            request: may_repeat.then(|| request.clone()),
             state: State::Attempt {
                 call: ReadyCall::begin(&mut self.inner, request),
             },
             attempt: 1,
             previous: Duration::ZERO,
             last: None,
-            retry: self.retry.clone(),
+            again: self.again.clone(),
             classify: self.classify.clone(),
         }
     }
@@ -99,12 +115,12 @@ pin_project! {
         #[pin]
         state: State<S, Req>,
         // For the next attempt, while there may be one.
-        again: Option<(S, Req)>,
+        request: Option<Req>,
         attempt: u32,
         previous: Duration,
         // The error of the attempt before: it stands if the next one is refused by us.
         last: Option<S::Error>,
-        retry: Arc<Retry>,
+        again: Arc<Again<S>>,
         classify: C,
     }
 }
@@ -134,12 +150,13 @@ where
     #[inline]
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let mut this = self.project();
+        let retry = &this.again.retry;
         loop {
             match this.state.as_mut().project() {
                 StateProj::Attempt { call } => {
                     let result = ready!(call.poll(cx));
                     let verdict = judge(this.classify, &result);
-                    match this.retry.next(*this.attempt, verdict, *this.previous) {
+                    match retry.next(*this.attempt, verdict, *this.previous) {
                         Some(pause) => {
                             // An `Ok` may hold a slot that the next attempt needs.
                             *this.last = result.err();
@@ -153,12 +170,14 @@ where
                 StateProj::Pause { pause, timer } => {
                     ready!(timer.poll(pause.until.into(), cx));
                     *this.attempt += 1;
-                    let (service, request) = if *this.attempt < this.retry.most_attempts() {
-                        this.again.clone()
+                    let request = if *this.attempt < retry.most_attempts() {
+                        this.request.clone()
                     } else {
-                        this.again.take()
-                    }
-                    .expect("kept while there may be another attempt");
+                        this.request.take()
+                    };
+                    let request = request.expect("kept while there may be another attempt");
+                    let service = this.again.service.get().expect("set by the first call");
+                    let service = lock(service).clone();
                     let call = ReadyCall::later(service, request);
                     this.state.set(State::Attempt { call });
                 }

@@ -30,7 +30,7 @@ use crate::{
     limit,
     retry::unless_refused,
     stamp::Stamp,
-    time::{self, Timer},
+    time::Timer,
 };
 
 /// A policy with a way to hold its parts: borrowed for a call that the shield outlives, owned for one that it may not.
@@ -396,7 +396,7 @@ where
         ambient::set_in_line(false);
         if !mem::replace(this.waited, true) {
             // One look at the clock starts everything that counts from here.
-            let now = time::stamp();
+            let now = ambient::waits_now();
             this.bound.resolve(now);
             this.attempt_bound.resolve(now);
             if let Some(pass) = this.pass {
