@@ -739,6 +739,57 @@ async fn a_commit_is_looked_up_in_sessions_that_write_dates_their_own_way() {
     }
 }
 
+#[tokio::test]
+async fn a_server_that_keeps_fates_to_itself_is_told_so_and_a_lost_answer_is_unknown() {
+    let Some(server) = &*POSTGRES else { return };
+    let owner = PgDb::new(PgPool::connect_lazy_with(server.options()));
+    make(
+        &owner,
+        "CREATE TABLE kept_fates (id int); CREATE ROLE hosted LOGIN; GRANT ALL ON kept_fates TO hosted; \
+         REVOKE EXECUTE ON FUNCTION pg_walfile_name(pg_lsn) FROM PUBLIC",
+    )
+    .await;
+    let proxy = Proxy::start(server.port()).await;
+    let options = server.options().port(proxy.port()).username("hosted");
+    let db = PgDb::new(PgPool::connect_lazy_with(options));
+    let proxy = &proxy;
+    let commit = async |id: u32, fault: Fault| {
+        db.transaction(|mut tx| async move {
+            insert(&mut tx, "kept_fates", id).await?;
+            proxy.set(fault);
+            Ok::<_, sqlx::Error>(())
+        })
+        .await
+    };
+    for id in 0..2 {
+        commit(id, Fault::Pass).await.unwrap();
+    }
+    let lost = commit(2, Fault::CutCommitReply(0)).await.unwrap_err();
+    let unknown = TransactionError::of(&lost);
+    assert!(
+        matches!(unknown, Some(TransactionError::CommitUnknown(_))),
+        "{lost:?}"
+    );
+    assert_eq!(rows(&db, "kept_fates").await, 3);
+}
+
+#[tokio::test]
+async fn a_server_that_follows_another_one_takes_transactions_that_read() {
+    let Some(mut server) = postgres::Postgres::start() else {
+        return;
+    };
+    server.stop(postgres::Stop::Fast);
+    std::fs::write(server.data().join("standby.signal"), "").unwrap();
+    server.restart();
+    let db = PgDb::new(PgPool::connect_lazy_with(server.options()));
+    let follows = db.transaction(|mut tx| async move {
+        let follows = sqlx::query_scalar("SELECT pg_is_in_recovery()");
+        follows.fetch_one(&mut tx).await
+    });
+    let follows: Result<bool, sqlx::Error> = follows.await;
+    assert!(follows.unwrap());
+}
+
 /// Commits two transactions, of which the first loses the answer and the second the request.
 async fn lose_two_commits(db: &PgDb, proxy: &Proxy, table: &str) -> Stats {
     let before = rows(db, table).await;

@@ -14,7 +14,7 @@ use crate::{
     db::{
         book::Book,
         checkout::{Admin, Inner, Settings, Shields},
-        driver::{Driver, Flags},
+        driver::{Driver, Fates, Flags},
         lease::Patience,
         session::AtHand,
         timeouts::Plan,
@@ -277,6 +277,7 @@ impl<DB: Driver> Builder<DB> {
             reporter: self.reporter,
             book: Book::new(time::now()),
             flags: Flags::default(),
+            fates: Fates::default(),
             at_hand: AtHand::new(),
             admin: Admin::new(),
             keeping: AtomicBool::new(false),

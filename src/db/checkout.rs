@@ -35,7 +35,7 @@ use crate::{
     classify::{self, Phase},
     db::{
         book::Book,
-        driver::{Driver, Flags, Identity, Limits},
+        driver::{Driver, Fates, Flags, Identity, Limits},
         guard::Lease,
         lease::{Patience, Taken},
         pooler::PoolerMode,
@@ -60,6 +60,7 @@ pub(super) struct Inner<DB: Driver> {
     pub(super) reporter: Reporter,
     pub(super) book: Book,
     pub(super) flags: Flags,
+    pub(super) fates: Fates,
     pub(super) at_hand: AtHand<DB>,
     pub(super) admin: Admin<DB>,
     pub(super) keeping: AtomicBool,

@@ -109,6 +109,7 @@ pub trait Backend:
         connection: &'e mut Self::Connection,
         options: &'e TransactionOptions,
         limits: Limits,
+        fates: &'e Fates,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>>;
 
     /// Whether the settings in the options are in force on the connection; a pooler may have left them out.
@@ -174,6 +175,22 @@ pub struct Trace {
     /// When it began and when the server had been started, by the server's clock and in its words.
     pub(super) began: String,
     pub(super) started: String,
+}
+
+/// Whether the server can be asked for the fate of a transaction, which is believed until it says no.
+#[derive(Debug, Default)]
+pub struct Fates {
+    refused: AtomicBool,
+}
+
+impl Fates {
+    pub(super) fn can_be_asked_for(&self) -> bool {
+        !self.refused.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn are_refused(&self) {
+        self.refused.store(true, Ordering::Relaxed);
+    }
 }
 
 /// What became of a transaction.

@@ -15,7 +15,7 @@ use sqlx::{AssertSqlSafe, MySql, MySqlConnection, Row, SqlStr, mysql::MySqlRow};
 use crate::{
     db::{
         driver::{
-            Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
+            Backend, Driver, Fates, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
             through_executor,
         },
         replay::Replay,
@@ -109,6 +109,7 @@ impl Backend for MySql {
         connection: &'e mut MySqlConnection,
         options: &'e TransactionOptions,
         limits: Limits,
+        _fates: &'e Fates,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>> {
         Box::pin(async move {
             let mut sql = shorten(limits);

@@ -5,12 +5,13 @@ use std::fmt::Write;
 use futures_core::future::BoxFuture;
 use sqlx::{
     AssertSqlSafe, PgConnection, Postgres, Row, SqlSafeStr, SqlStr,
+    error::DatabaseError,
     postgres::{PgConnectOptions, PgRow},
 };
 
 use crate::db::{
     driver::{
-        Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
+        Backend, Driver, Fates, Flags, Identity, Limits, Outcome, Steps, Trace, isolation,
         through_executor,
     },
     replay::Replay,
@@ -95,45 +96,32 @@ impl Backend for Postgres {
         connection: &'e mut PgConnection,
         options: &'e TransactionOptions,
         limits: Limits,
+        fates: &'e Fates,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>> {
         Box::pin(async move {
-            let mut sql = String::from("BEGIN");
+            let mut begin = String::from("BEGIN");
             if let Some(level) = options.isolation {
-                let _ = write!(sql, " ISOLATION LEVEL {}", isolation(level));
+                let _ = write!(begin, " ISOLATION LEVEL {}", isolation(level));
             }
             if options.read_only {
-                sql.push_str(" READ ONLY");
+                begin.push_str(" READ ONLY");
             }
             if options.deferrable {
-                sql.push_str(" DEFERRABLE");
+                begin.push_str(" DEFERRABLE");
             }
-            push_limits(&mut sql, limits);
-            if options.read_only {
-                // Nothing of it can be lost, and an id would cost the server a write.
-                sql.push_str("; SELECT 1");
-            } else {
-                sql.push_str(
-                    "; SELECT txid_current(), pg_backend_pid(), \
-                     pg_walfile_name(pg_current_wal_insert_lsn()), now(), pg_postmaster_start_time()",
-                );
+            push_limits(&mut begin, limits);
+            // Of what only reads nothing can be lost, and an id would cost the server a write.
+            if !options.read_only && fates.can_be_asked_for() {
+                match begin_traced(connection, &begin).await {
+                    Err(sqlx::Error::Database(error)) if is_not_for_us(&*error) => {
+                        fates.are_refused();
+                        ask(connection, "ROLLBACK").await?;
+                    }
+                    begun => return begun,
+                }
             }
-            let row = ask(connection, AssertSqlSafe(sql)).await?;
-            let row = row.ok_or_else(no_answer)?;
-            if options.read_only {
-                return Ok(None);
-            }
-            let (mut began, mut started) = (moment(&row, 3)?, moment(&row, 4)?);
-            if !(is_iso(&began) && is_iso(&started)) {
-                (began, started) = moments(connection).await?;
-            }
-            let file: &str = row.try_get(2)?;
-            Ok(Some(Trace {
-                id: row.try_get(0)?,
-                session: row.try_get(1)?,
-                timeline: file.chars().take(TIMELINE).collect(),
-                began,
-                started,
-            }))
+            ask(connection, AssertSqlSafe(begin)).await?;
+            Ok(None)
         })
     }
 
@@ -192,6 +180,38 @@ impl Backend for Postgres {
             }
         })
     }
+}
+
+/// Begins a transaction and asks how to find out its fate; a server that only follows another one has nothing to lose.
+async fn begin_traced(
+    connection: &mut PgConnection,
+    begin: &str,
+) -> Result<Option<Trace>, sqlx::Error> {
+    let sql = format!(
+        "{begin}; SELECT txid_current(), pg_backend_pid(), \
+         pg_walfile_name(pg_current_wal_insert_lsn()), now(), pg_postmaster_start_time() \
+         WHERE NOT pg_is_in_recovery()"
+    );
+    let Some(row) = ask(connection, AssertSqlSafe(sql)).await? else {
+        return Ok(None);
+    };
+    let (mut began, mut started) = (moment(&row, 3)?, moment(&row, 4)?);
+    if !(is_iso(&began) && is_iso(&started)) {
+        (began, started) = moments(connection).await?;
+    }
+    let file: &str = row.try_get(2)?;
+    Ok(Some(Trace {
+        id: row.try_get(0)?,
+        session: row.try_get(1)?,
+        timeline: file.chars().take(TIMELINE).collect(),
+        began,
+        started,
+    }))
+}
+
+/// Whether the server has no such function, or not for this role. Some hosted ones have not.
+fn is_not_for_us(error: &dyn DatabaseError) -> bool {
+    matches!(error.code().as_deref(), Some("42883" | "0A000" | "42501"))
 }
 
 /// The settings of one transaction, which end with it. Numbers of ours, so that none of these can fail and leave an aborted transaction.

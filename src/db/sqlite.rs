@@ -11,7 +11,8 @@ use sqlx::{AssertSqlSafe, Row, SqlStr, Sqlite, SqliteConnection, sqlite::SqliteR
 use crate::{
     db::{
         driver::{
-            Backend, Driver, Flags, Identity, Limits, Outcome, Steps, Trace, through_executor,
+            Backend, Driver, Fates, Flags, Identity, Limits, Outcome, Steps, Trace,
+            through_executor,
         },
         replay::Replay,
         transaction::TransactionOptions,
@@ -79,6 +80,7 @@ impl Backend for Sqlite {
         connection: &'e mut SqliteConnection,
         options: &'e TransactionOptions,
         _limits: Limits,
+        _fates: &'e Fates,
     ) -> BoxFuture<'e, Result<Option<Trace>, sqlx::Error>> {
         Box::pin(async move {
             // Whoever reads first and writes later could meet a rival in between, where waiting does not help.

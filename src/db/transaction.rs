@@ -500,7 +500,8 @@ impl<DB: Driver> Open<DB> {
         let limits = lease.inner().limits(time::now());
         lease.read_only = options.read_only;
         lease.begins(None);
-        let begun = DB::begin(lease.connection(), options, limits).await;
+        let inner = Arc::clone(lease.inner());
+        let begun = DB::begin(lease.connection(), options, limits, &inner.fates).await;
         let begun = lease.ended(begun, Phase::Transaction).await;
         if begun.is_err() && lease.state() == State::Clean {
             // How much of it was done is not known.
