@@ -188,6 +188,8 @@ pub mod http;
 #[cfg(feature = "tower")]
 pub mod limit;
 #[cfg(feature = "tower")]
+mod owner;
+#[cfg(feature = "tower")]
 mod ready;
 #[cfg(feature = "tower")]
 pub mod retry;

@@ -1,4 +1,4 @@
-use std::{num::NonZeroU32, sync::Arc, time::Duration};
+use std::{num::NonZeroU32, time::Duration};
 
 use super::{
     Breaker, Shared,
@@ -7,6 +7,7 @@ use super::{
 use crate::{
     error::ConfigError,
     event::{Name, Observer, Reporter},
+    owner::Owners,
 };
 
 /// What happens to a call that finds the circuit open.
@@ -192,7 +193,7 @@ impl Builder {
         }
         let shared = Shared::new(rules, self.attempt_deadline, self.when_open, self.reporter);
         Ok(Breaker {
-            shared: Arc::new(shared),
+            shared: Owners::new(shared),
         })
     }
 }

@@ -79,7 +79,7 @@ mod service;
 mod shared;
 mod window;
 
-use std::{fmt, sync::Arc};
+use std::fmt;
 
 use tokio::sync::watch;
 
@@ -90,7 +90,12 @@ pub use self::{
     service::{BreakerLayer, BreakerService, ResponseFuture},
 };
 pub use crate::event::State;
-use crate::{error::Rejected, kind::Verdict, time};
+use crate::{
+    error::Rejected,
+    kind::Verdict,
+    owner::{Owner, Owners},
+    time,
+};
 
 /// A handle to a circuit; see the [module](self). Clones share the circuit.
 ///
@@ -104,7 +109,7 @@ use crate::{error::Rejected, kind::Verdict, time};
 /// ```
 #[derive(Clone)]
 pub struct Breaker {
-    shared: Arc<Shared>,
+    shared: Owners<Shared>,
 }
 
 impl Breaker {
@@ -123,10 +128,11 @@ impl Breaker {
     /// # Errors
     /// [`Rejected::CircuitOpen`].
     pub fn admit(&self) -> Result<Permit, Rejected> {
-        let mut pass = match Shared::pass(self.shared.clone(), None) {
+        let mut pass = match Shared::pass(self.owned(), None) {
             Some(pass) => pass,
-            None => Shared::admit(self.shared.clone(), None)
-                .map_err(|refused| self.shared.refuse(refused))?,
+            None => {
+                Shared::admit(self.owned(), None).map_err(|refused| self.shared.refuse(refused))?
+            }
         };
         pass.waits_since(time::stamp);
         Ok(Permit { pass })
@@ -208,8 +214,9 @@ impl Breaker {
     }
 
     /// The circuit, for a pass that outlives this handle.
-    pub(crate) fn owned(&self) -> Arc<Shared> {
-        self.shared.clone()
+    #[inline]
+    pub(crate) fn owned(&self) -> Owner<Shared> {
+        self.shared.owner()
     }
 }
 
@@ -268,7 +275,7 @@ impl States {
 /// ```
 #[must_use = "dropping a permit counts nothing"]
 pub struct Permit {
-    pass: Pass<Arc<Shared>>,
+    pass: Pass<Owner<Shared>>,
 }
 
 impl Permit {

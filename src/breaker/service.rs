@@ -1,7 +1,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,7 +9,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{Breaker, Shared, Waiting};
-use crate::{error::Refusal, gated::Gated, kind::Classify};
+use crate::{error::Refusal, gated::Gated, kind::Classify, owner::Owner};
 
 /// Puts a [`Breaker`] around a service; see the [module](crate::breaker).
 #[derive(Clone, Debug)]
@@ -80,7 +79,7 @@ pin_project! {
         S: Service<Req>,
     {
         #[pin]
-        gated: Gated<S, Req, Waiting<Arc<Shared>>>,
+        gated: Gated<S, Req, Waiting<Owner<Shared>>>,
         classify: C,
     }
 }

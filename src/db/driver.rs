@@ -177,7 +177,9 @@ pub struct Trace {
     pub(super) started: String,
 }
 
-/// Whether the server can be asked for the fate of a transaction, which is believed until it says no.
+/// Whether the server can be asked for the fate of a transaction.
+///
+/// That is believed until it says no.
 #[derive(Debug, Default)]
 pub struct Fates {
     refused: AtomicBool,

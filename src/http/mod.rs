@@ -162,7 +162,7 @@ mod retry_after;
 mod service;
 mod status;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 use http::StatusCode;
 
@@ -179,6 +179,7 @@ use crate::{
     error::ConfigError,
     event::{Name, Observer, Reporter},
     limit::ConcurrencyLimiter,
+    owner::Owners,
     shield::Policy,
 };
 
@@ -208,7 +209,7 @@ use crate::{
 #[derive(Clone)]
 pub struct HttpLayer {
     // Its deadline is the longest that a caller may ask for.
-    policy: Arc<Policy>,
+    policy: Owners<Policy>,
     deadline: Duration,
     overload: StatusCode,
 }
@@ -346,7 +347,7 @@ impl Builder {
             reporter: self.reporter,
         };
         Ok(HttpLayer {
-            policy: Arc::new(policy),
+            policy: Owners::new(policy),
             deadline,
             overload: self.overload,
         })

@@ -2,7 +2,6 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -17,6 +16,7 @@ use crate::{
     error::{Error, WrapLayer, WrapService},
     kind::{Classify, Kind, Verdict},
     limit::{self, Hold},
+    owner::Owner,
     ready::ReadyCall,
     shield::{Attempts, Engine, Policy},
 };
@@ -59,15 +59,15 @@ where
             policy,
             deadline,
             overload,
-        } = self.layer.clone();
+        } = &self.layer;
         let told = deadline_header::read(request.headers(), policy.deadline);
         let once = Once {
             holds: policy.limiter.is_some(),
             held: Some((service, request)),
         };
         ResponseFuture {
-            engine: Engine::new(policy, told.unwrap_or(deadline), Judge, once),
-            overload,
+            engine: Engine::new(policy.owner(), told.unwrap_or(*deadline), Judge, once),
+            overload: *overload,
         }
     }
 }
@@ -83,7 +83,7 @@ pin_project! {
         S: Service<Req>,
     {
         #[pin]
-        engine: Engine<Arc<Policy>, Judge, Once<S, Req>, Handling<S, Req>>,
+        engine: Engine<Owner<Policy>, Judge, Once<S, Req>, Handling<S, Req>>,
         overload: StatusCode,
     }
 }

@@ -87,6 +87,7 @@ use crate::{
     event::{Name, Observer, Reporter},
     fifo::Key,
     gated::{Answer, Wait},
+    owner::{Owner, Owners},
     stamp::Stamp,
     time::{self, Timer},
 };
@@ -107,7 +108,7 @@ use crate::{
 /// ```
 #[derive(Clone)]
 pub struct ConcurrencyLimiter {
-    shared: Arc<Shared>,
+    shared: Owners<Shared>,
 }
 
 impl ConcurrencyLimiter {
@@ -140,7 +141,7 @@ impl ConcurrencyLimiter {
     /// # Cancel safety
     /// Dropping the future gives up the place in the queue.
     pub async fn acquire(&self) -> Result<Permit, Rejected> {
-        let slot = match Shared::ask(self.shared.clone()) {
+        let slot = match Shared::ask(self.owned()) {
             Answer::Granted(slot) => slot,
             Answer::Wait(mut waiting) => poll_fn(|cx| waiting.poll(cx)).await?,
             Answer::Refused(rejected) => return Err(rejected),
@@ -152,7 +153,7 @@ impl ConcurrencyLimiter {
     ///
     /// It overtakes nobody: while somebody waits, none is free.
     pub fn try_acquire(&self) -> Option<Permit> {
-        let slot = Shared::try_admit(self.shared.clone())?;
+        let slot = Shared::try_admit(self.owned())?;
         Some(Permit { _slot: slot })
     }
 
@@ -178,8 +179,9 @@ impl ConcurrencyLimiter {
     }
 
     /// The limiter, for a slot that outlives this handle.
-    pub(crate) fn owned(&self) -> Arc<Shared> {
-        self.shared.clone()
+    #[inline]
+    pub(crate) fn owned(&self) -> Owner<Shared> {
+        self.shared.owner()
     }
 }
 
@@ -288,7 +290,7 @@ impl Builder {
             reporter: self.reporter,
         };
         Ok(ConcurrencyLimiter {
-            shared: Arc::new_cyclic(shared),
+            shared: Owners::new(Arc::new_cyclic(shared)),
         })
     }
 }
@@ -298,7 +300,7 @@ impl Builder {
 /// It owns what it needs and may be sent anywhere, so that whatever outlives the call can keep the slot.
 #[must_use = "dropping a permit frees its slot"]
 pub struct Permit {
-    _slot: Slot<Arc<Shared>>,
+    _slot: Slot<Owner<Shared>>,
 }
 
 impl fmt::Debug for Permit {

@@ -1,7 +1,6 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -10,7 +9,7 @@ use tower_layer::Layer;
 use tower_service::Service;
 
 use super::{ConcurrencyLimiter, Shared, Waiting};
-use crate::{error::Refusal, gated::Gated};
+use crate::{error::Refusal, gated::Gated, owner::Owner};
 
 /// Puts a [`ConcurrencyLimiter`] around a service; see the [module](crate::limit).
 #[derive(Clone, Debug)]
@@ -74,7 +73,7 @@ pin_project! {
         S: Service<Req>,
     {
         #[pin]
-        gated: Gated<S, Req, Waiting<Arc<Shared>>>,
+        gated: Gated<S, Req, Waiting<Owner<Shared>>>,
     }
 }
 

@@ -14,6 +14,7 @@ use super::{Pause, Retry};
 use crate::{
     error::{Refusal, judge},
     kind::Classify,
+    owner::{Owner, Owners},
     ready::ReadyCall,
     sync::{Mutex, lock},
     time::Timer,
@@ -38,7 +39,7 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
 
     fn layer(&self, inner: S) -> Self::Service {
         RetryService {
-            again: Arc::new(Again {
+            again: Owners::new(Again {
                 service: OnceLock::new(),
                 retry: self.retry.clone(),
             }),
@@ -55,7 +56,7 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C> {
     inner: S,
-    again: Arc<Again<S>>,
+    again: Owners<Again<S>>,
     classify: C,
 }
 
@@ -97,7 +98,7 @@ where
             attempt: 1,
             previous: Duration::ZERO,
             last: None,
-            again: self.again.clone(),
+            again: self.again.owner(),
             classify: self.classify.clone(),
         }
     }
@@ -120,7 +121,7 @@ pin_project! {
         previous: Duration,
         // The error of the attempt before: it stands if the next one is refused by us.
         last: Option<S::Error>,
-        again: Arc<Again<S>>,
+        again: Owner<Again<S>>,
         classify: C,
     }
 }

@@ -64,7 +64,7 @@
 mod run;
 mod service;
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, time::Duration};
 
 #[cfg(feature = "http")]
 pub(crate) use self::run::{Attempts, Engine};
@@ -78,6 +78,7 @@ use crate::{
     event::{Name, Observer, Reporter},
     kind::Classify,
     limit::ConcurrencyLimiter,
+    owner::Owners,
     retry::Retry,
     wrap::WrapFuture,
 };
@@ -85,7 +86,7 @@ use crate::{
 /// The usual stack as one handle; see the [module](self). Clones share everything.
 #[derive(Clone)]
 pub struct Shield<C> {
-    policy: Arc<Policy>,
+    policy: Owners<Policy>,
     classify: C,
 }
 
@@ -346,7 +347,7 @@ impl<C> Builder<C> {
             reporter: self.reporter,
         };
         Ok(Shield {
-            policy: Arc::new(policy),
+            policy: Owners::new(policy),
             classify: self.classify,
         })
     }

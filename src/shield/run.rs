@@ -13,7 +13,6 @@ use std::{
     mem,
     ops::Deref,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -28,6 +27,7 @@ use crate::{
     gated::{Answer, Leave, in_line},
     kind::{Classify, Kind, Verdict},
     limit,
+    owner::Owner,
     retry::unless_refused,
     stamp::Stamp,
     time::Timer,
@@ -60,9 +60,9 @@ impl<'a> Parts for &'a Policy {
     }
 }
 
-impl Parts for Arc<Policy> {
-    type Breaker = Arc<breaker::Shared>;
-    type Limiter = Arc<limit::Shared>;
+impl Parts for Owner<Policy> {
+    type Breaker = Owner<breaker::Shared>;
+    type Limiter = Owner<limit::Shared>;
 
     fn policy(&self) -> &Policy {
         self

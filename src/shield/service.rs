@@ -2,7 +2,6 @@ use std::{
     future::Future,
     mem,
     pin::Pin,
-    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -17,6 +16,7 @@ use super::{
 use crate::{
     error::{Refusal, Rejected},
     kind::Classify,
+    owner::Owner,
     ready::ReadyCall,
 };
 
@@ -76,10 +76,9 @@ where
         let attempts = Again {
             held: Some((service, request)),
         };
-        let Shield { policy, classify } = self.shield.clone();
-        let deadline = policy.deadline;
+        let Shield { policy, classify } = &self.shield;
         ResponseFuture {
-            engine: Engine::new(policy, deadline, classify, attempts),
+            engine: Engine::new(policy.owner(), policy.deadline, classify.clone(), attempts),
         }
     }
 }
@@ -96,7 +95,7 @@ pin_project! {
         S::Error: From<Rejected>,
     {
         #[pin]
-        engine: Engine<Arc<Policy>, C, Again<S, Req>, ReadyCall<S, Req>>,
+        engine: Engine<Owner<Policy>, C, Again<S, Req>, ReadyCall<S, Req>>,
     }
 }
 
