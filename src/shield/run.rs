@@ -375,7 +375,7 @@ where
             *this.waited = false;
         }
         let (attempts, attempt) = (this.attempts, *this.attempt);
-        entered(this.slot, this.pass, this.attempt_bound, || {
+        let mut poll = || {
             if begins {
                 let last = attempt >= policy.most_attempts();
                 this.future.set(Some(attempts.next(last)));
@@ -386,7 +386,9 @@ where
                 this.future.set(None);
             }
             polled
-        })
+        };
+        // By reference: three scopes hand it on.
+        entered(this.slot, this.pass, this.attempt_bound, &mut poll)
     }
 
     /// The attempt is under way: waits until it has to be over.
