@@ -430,12 +430,8 @@ impl fmt::Debug for Reporter {
 
 #[cfg(all(test, feature = "tower", not(steadfast_loom)))]
 mod tests {
-    use std::{
-        io::{self, Write},
-        sync::Mutex,
-    };
-
     use super::*;
+    use crate::testing::Log;
 
     #[test]
     fn leases_are_logged_as_lines() {
@@ -475,33 +471,10 @@ mod tests {
     }
 
     fn logged(events: &[Event<'_>]) -> String {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_target(false)
-            .without_time()
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            for event in events {
-                Tracing.on_event(event);
-            }
-        });
-        let log = log.0.lock().expect("nobody panics with it");
-        String::from_utf8(log.clone()).expect("text")
-    }
-
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("nobody panics with it").write(bytes)
+        let (log, _guard) = Log::begin();
+        for event in events {
+            Tracing.on_event(event);
         }
-
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
-        }
+        log.text()
     }
 }

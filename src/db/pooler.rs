@@ -119,7 +119,10 @@ mod tests {
         async fn a_pooler_that_refuses_settings_is_recognised() {
             for parameter in ["options", "extra_float_digits"] {
                 let message = format!("unsupported startup parameter: {parameter}");
-                assert!(is_refusal(&refused("FATAL", "08P01", &message).await), "{message}");
+                assert!(
+                    is_refusal(&refused("FATAL", "08P01", &message).await),
+                    "{message}"
+                );
             }
         }
 
@@ -130,7 +133,10 @@ mod tests {
                 ("42704", "unsupported startup parameter: options"),
                 ("28P01", "password authentication failed for user \"x\""),
             ] {
-                assert!(!is_refusal(&refused("FATAL", code, message).await), "{message}");
+                assert!(
+                    !is_refusal(&refused("FATAL", code, message).await),
+                    "{message}"
+                );
             }
             assert!(!is_refusal(&sqlx::Error::PoolTimedOut));
         }
