@@ -452,6 +452,17 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_pool_of_all_may_be_as_busy_as_any_and_no_busier() {
+        let with = |calls| {
+            let builder = on_a_big_server(calls, Duration::from_secs(1));
+            builder.utilization(0.5).build()
+        };
+        let plan = with(5_000.0).unwrap();
+        assert_eq!((plan.pool_size, plan.utilization), (10_000, 0.5));
+        assert_eq!(with(5_000.1).unwrap_err().setting(), "calls_per_second");
+    }
+
+    #[test]
     fn a_quiet_service_has_two_connections() {
         let plan = PoolPlan::builder(0.1, MS).build().unwrap();
         assert_eq!((plan.pool_size, plan.connections), (2, 6));
@@ -561,6 +572,10 @@ mod tests {
             (
                 fine().utilization(1.0),
                 "utilization is 1.0, but must be over 0 and under 1",
+            ),
+            (
+                fine().utilization(0.0),
+                "utilization is 0.0, but must be over 0 and under 1",
             ),
             (
                 fine().utilization(f64::NAN),
