@@ -430,6 +430,8 @@ impl fmt::Debug for Reporter {
 
 #[cfg(all(test, feature = "tower", not(steadfast_loom)))]
 mod tests {
+    use std::{collections::HashSet, hash::DefaultHasher, sync::Mutex};
+
     use super::*;
     use crate::testing::Log;
 
@@ -468,6 +470,85 @@ mod tests {
         let logged = logged(&[Event::CommitResolved { name, committed }]);
         let expected = " INFO lost reply to COMMIT resolved name=db committed=true\n";
         assert_eq!(logged, expected);
+    }
+
+    /// What it was told, as it is shown.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Observer for Heard {
+        fn on_event(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(format!("{event:?}"));
+        }
+    }
+
+    #[test]
+    fn both_of_a_pair_hear_what_a_part_says_under_its_own_name() {
+        let pair = (Arc::new(Heard::default()), Arc::new(Heard::default()));
+        let mut reporter = Reporter::new("usual");
+        reporter.rename(Name::new("mine"));
+        reporter.observe(pair.clone());
+        let rejected = Rejected::DeadlineExceeded { sent: false };
+        assert_eq!(reporter.refused(rejected.clone()), rejected);
+        for heard in [pair.0, pair.1] {
+            let told = r#"Refused { name: "mine", rejected: DeadlineExceeded { sent: false } }"#;
+            assert_eq!(*heard.0.lock().unwrap(), [told]);
+        }
+        assert_eq!(reporter.name().as_str(), "mine");
+        assert_eq!(format!("{reporter:?}"), r#""mine""#);
+    }
+
+    #[test]
+    fn names_are_told_apart_by_their_text_wherever_it_lies() {
+        let here = Name::new("db");
+        let hash = |name: &Name| {
+            let mut hasher = DefaultHasher::new();
+            name.hash(&mut hasher);
+            hasher.finish()
+        };
+        let shared: Arc<str> = "db".into();
+        for same in [Name::from("db"), "db".to_owned().into(), shared.into()] {
+            assert_eq!(same, here);
+            assert_eq!(hash(&same), hash(&here));
+            assert_eq!(format!("{same} {same:?}"), r#"db "db""#);
+        }
+        let other = Name::from("queue".to_owned());
+        assert_ne!(other, here);
+        assert_ne!(hash(&other), hash(&here), "a map would be a list");
+    }
+
+    #[test]
+    fn no_two_states_causes_or_reasons_have_the_same_name() {
+        let states = [
+            State::Closed,
+            State::Open,
+            State::HalfOpen,
+            State::ForcedOpen,
+            State::ForcedClosed,
+        ];
+        let causes = [
+            Cause::FailureRate,
+            Cause::Consecutive,
+            Cause::SlowRate,
+            Cause::OpenTimeOver,
+            Cause::ProbeFailed,
+            Cause::ProbeExpired,
+            Cause::ProbesSucceeded,
+            Cause::Asked,
+        ];
+        let reasons = [GaveUp::Attempts, GaveUp::Deadline, GaveUp::Budget];
+        assert_distinct(&states.map(State::as_str));
+        assert_distinct(&states.map(|state| state.to_string()));
+        assert_distinct(&causes.map(Cause::as_str));
+        assert_distinct(&reasons.map(GaveUp::as_str));
+    }
+
+    fn assert_distinct(names: &[impl AsRef<str>]) {
+        let distinct: HashSet<&str> = names.iter().map(AsRef::as_ref).collect();
+        assert_eq!(distinct.len(), names.len(), "{distinct:?}");
+        for name in distinct {
+            assert!(!name.is_empty() && name == name.to_lowercase(), "{name}");
+        }
     }
 
     fn logged(events: &[Event<'_>]) -> String {
