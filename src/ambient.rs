@@ -164,3 +164,91 @@ thread_local! {
     static AT: Cell<Stamp> = const { Cell::new(Stamp::NONE) };
     static WITHIN: Cell<Span> = const { Cell::new(Span::NONE) };
 }
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use std::{
+        panic::{AssertUnwindSafe, catch_unwind},
+        time::Duration,
+    };
+
+    use tokio::time::advance;
+
+    use super::*;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn until(at: Instant) -> Bound {
+        Bound::NONE.until(at)
+    }
+
+    #[test]
+    fn what_is_entered_only_ever_gets_shorter_and_is_left_again() {
+        let now = time::now();
+        let instant = |seconds: u32| now + seconds * SECOND;
+        assert_eq!(current(), None);
+        until(instant(5)).enter(|| {
+            assert_eq!(current(), Some(instant(5)));
+            until(instant(9)).enter(|| assert_eq!(current(), Some(instant(5))));
+            until(instant(2)).enter(|| assert_eq!(current(), Some(instant(2))));
+            assert_eq!(current(), Some(instant(5)));
+        });
+        assert_eq!(current(), None);
+    }
+
+    #[test]
+    fn it_is_left_by_a_panic_too() {
+        let mut bound = until(time::now());
+        let entered = catch_unwind(AssertUnwindSafe(|| bound.enter(|| panic!("inside"))));
+        assert!(entered.is_err());
+        assert_eq!(current(), None);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_length_counts_from_when_it_is_first_asked_for_and_then_stays() {
+        let now = time::now();
+        let mut bound = Bound::NONE.within(3 * SECOND);
+        advance(SECOND).await;
+        assert_eq!(bound.enter(current), Some(now + 4 * SECOND));
+        advance(SECOND).await;
+        assert_eq!(bound.enter(current), Some(now + 4 * SECOND));
+        assert_eq!(bound.resolve_now().instant(), Some(now + 4 * SECOND));
+    }
+
+    #[test]
+    fn the_earlier_of_an_instant_and_a_length_counts() {
+        let now = time::now();
+        for (at, seconds) in [(1, 1), (9, 3)] {
+            let mut bound = until(now + at * SECOND).within(3 * SECOND);
+            let resolved = bound.resolve(now.into());
+            assert_eq!(resolved.instant(), Some(now + seconds * SECOND));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_is_over_when_its_instant_has_come() {
+        let bound = until(time::now() + 2 * SECOND);
+        advance(2 * SECOND - Duration::from_millis(1)).await;
+        assert!(!bound.is_over());
+        advance(Duration::from_millis(1)).await;
+        assert!(bound.is_over());
+        assert!(!Bound::NONE.is_over());
+        let uncounted = Bound::NONE.within(Duration::ZERO);
+        assert!(!uncounted.is_over(), "nobody has counted from an instant");
+    }
+
+    #[test]
+    fn within_no_time_nothing_can_be_done() {
+        assert!(Bound::NONE.within(Duration::ZERO).is_nothing());
+        assert!(!Bound::NONE.within(Duration::from_nanos(1)).is_nothing());
+        assert!(!Bound::NONE.is_nothing());
+    }
+
+    #[test]
+    fn who_waits_in_line_says_so() {
+        set_in_line(true);
+        assert!(is_in_line());
+        set_in_line(false);
+        assert!(!is_in_line());
+    }
+}

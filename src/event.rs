@@ -430,12 +430,10 @@ impl fmt::Debug for Reporter {
 
 #[cfg(all(test, feature = "tower", not(steadfast_loom)))]
 mod tests {
-    use std::{
-        io::{self, Write},
-        sync::Mutex,
-    };
+    use std::{collections::HashSet, hash::DefaultHasher, sync::Mutex};
 
     use super::*;
+    use crate::testing::Log;
 
     #[test]
     fn leases_are_logged_as_lines() {
@@ -474,34 +472,90 @@ mod tests {
         assert_eq!(logged, expected);
     }
 
-    fn logged(events: &[Event<'_>]) -> String {
-        let log = Log::default();
-        let writer = log.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_target(false)
-            .without_time()
-            .with_writer(move || writer.clone())
-            .finish();
-        tracing::subscriber::with_default(subscriber, || {
-            for event in events {
-                Tracing.on_event(event);
-            }
-        });
-        let log = log.0.lock().expect("nobody panics with it");
-        String::from_utf8(log.clone()).expect("text")
+    /// What it was told, as it is shown.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Observer for Heard {
+        fn on_event(&self, event: &Event<'_>) {
+            self.0.lock().unwrap().push(format!("{event:?}"));
+        }
     }
 
-    #[derive(Clone, Default)]
-    struct Log(Arc<Mutex<Vec<u8>>>);
-
-    impl Write for Log {
-        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-            self.0.lock().expect("nobody panics with it").write(bytes)
+    #[test]
+    fn both_of_a_pair_hear_what_a_part_says_under_its_own_name() {
+        let pair = (Arc::new(Heard::default()), Arc::new(Heard::default()));
+        let mut reporter = Reporter::new("usual");
+        reporter.rename(Name::new("mine"));
+        reporter.observe(pair.clone());
+        let rejected = Rejected::DeadlineExceeded { sent: false };
+        assert_eq!(reporter.refused(rejected.clone()), rejected);
+        for heard in [pair.0, pair.1] {
+            let told = r#"Refused { name: "mine", rejected: DeadlineExceeded { sent: false } }"#;
+            assert_eq!(*heard.0.lock().unwrap(), [told]);
         }
+        assert_eq!(reporter.name().as_str(), "mine");
+        assert_eq!(format!("{reporter:?}"), r#""mine""#);
+    }
 
-        fn flush(&mut self) -> io::Result<()> {
-            Ok(())
+    #[test]
+    fn names_are_told_apart_by_their_text_wherever_it_lies() {
+        let here = Name::new("db");
+        let hash = |name: &Name| {
+            let mut hasher = DefaultHasher::new();
+            name.hash(&mut hasher);
+            hasher.finish()
+        };
+        let shared: Arc<str> = "db".into();
+        for same in [Name::from("db"), "db".to_owned().into(), shared.into()] {
+            assert_eq!(same, here);
+            assert_eq!(hash(&same), hash(&here));
+            assert_eq!(format!("{same} {same:?}"), r#"db "db""#);
         }
+        let other = Name::from("queue".to_owned());
+        assert_ne!(other, here);
+        assert_ne!(hash(&other), hash(&here), "a map would be a list");
+    }
+
+    #[test]
+    fn no_two_states_causes_or_reasons_have_the_same_name() {
+        let states = [
+            State::Closed,
+            State::Open,
+            State::HalfOpen,
+            State::ForcedOpen,
+            State::ForcedClosed,
+        ];
+        let causes = [
+            Cause::FailureRate,
+            Cause::Consecutive,
+            Cause::SlowRate,
+            Cause::OpenTimeOver,
+            Cause::ProbeFailed,
+            Cause::ProbeExpired,
+            Cause::ProbesSucceeded,
+            Cause::Asked,
+        ];
+        let reasons = [GaveUp::Attempts, GaveUp::Deadline, GaveUp::Budget];
+        assert_distinct(&states.map(State::as_str));
+        assert_distinct(&states.map(|state| state.to_string()));
+        assert_distinct(&causes.map(Cause::as_str));
+        assert_distinct(&reasons.map(GaveUp::as_str));
+    }
+
+    fn assert_distinct(names: &[impl AsRef<str>]) {
+        let distinct: HashSet<&str> = names.iter().map(AsRef::as_ref).collect();
+        assert_eq!(distinct.len(), names.len(), "{distinct:?}");
+        for name in distinct {
+            assert!(!name.is_empty() && name == name.to_lowercase(), "{name}");
+        }
+    }
+
+    fn logged(events: &[Event<'_>]) -> String {
+        let (log, _guard) = Log::begin();
+        for event in events {
+            Tracing.on_event(event);
+        }
+        log.text()
     }
 }

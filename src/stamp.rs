@@ -185,8 +185,36 @@ mod tests {
     }
 
     #[test]
+    fn how_long_after_is_the_distance_and_nothing_before() {
+        let (now, second) = (start(), Duration::from_secs(1));
+        let (earlier, later) = (Stamp::from(now), Stamp::from(now + second));
+        assert_eq!(later.since(earlier), second);
+        assert_eq!(earlier.since(later), Duration::ZERO);
+        let longest = Duration::from_nanos(u64::MAX);
+        assert_eq!(Stamp::NONE.since(Stamp::PAST), longest);
+    }
+
+    #[test]
+    fn what_an_atomic_holds_is_the_same_stamp() {
+        for stamp in [Stamp::PAST, Stamp::from(start()), Stamp::NONE] {
+            assert_eq!(Stamp::from_bits(stamp.to_bits()), stamp);
+        }
+    }
+
+    #[test]
+    fn they_are_shown_as_what_they_stand_for() {
+        let (now, second) = (start(), Duration::from_secs(1));
+        assert_eq!(
+            format!("{:?} {:?}", Stamp::from(now), Span::new(second)),
+            format!("{:?} {:?}", Some(now), Some(second))
+        );
+        assert_eq!(format!("{:?} {:?}", Stamp::NONE, Span::NONE), "None None");
+    }
+
+    #[test]
     fn none_is_later_and_longer_than_anything() {
         let far = start() + Duration::from_secs(1_000 * 365 * 24 * 3_600);
+        assert!(Stamp::from(far) > Stamp::from(start()));
         assert!(Stamp::from(far) < Stamp::NONE);
         assert!(Stamp::from(far).instant().is_some());
         assert!(Span::new(Duration::MAX) < Span::NONE);

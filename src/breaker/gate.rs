@@ -264,6 +264,23 @@ mod tests {
     }
 
     #[test]
+    fn without_being_asked_an_open_circuit_refuses_until_its_time_is_over() {
+        let now = start();
+        let gate = gate(now);
+        let refuses = |after: Duration| gate.refuses((now + after).into());
+        assert_eq!(refuses(Duration::ZERO), None);
+        failures_to_open(&gate, now);
+        let until = Some((now + SECOND).into());
+        assert_eq!(refuses(Duration::ZERO), until);
+        assert_eq!(refuses(SECOND - Duration::from_nanos(1)), until);
+        assert_eq!(refuses(SECOND), None, "somebody has to probe");
+        gate.change(now, |circuit| circuit.force(Forced::Open));
+        assert_eq!(refuses(1_000 * SECOND), Some(Stamp::NONE));
+        gate.change(now, Circuit::reset);
+        assert_eq!(refuses(Duration::ZERO), None);
+    }
+
+    #[test]
     fn a_probe_is_due_when_the_open_time_is_over() {
         let now = start();
         let gate = gate(now);

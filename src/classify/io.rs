@@ -87,6 +87,17 @@ mod tests {
     }
 
     #[test]
+    fn what_the_system_gave_to_a_rival_is_a_conflict() {
+        for error in [
+            io::ErrorKind::ResourceBusy,
+            io::ErrorKind::ExecutableFileBusy,
+            io::ErrorKind::Deadlock,
+        ] {
+            assert_eq!(kind(error), Kind::Conflict, "{error:?}");
+        }
+    }
+
+    #[test]
     fn what_the_peer_may_have_read_is_ambiguous() {
         for error in [
             io::ErrorKind::ConnectionReset,

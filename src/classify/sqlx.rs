@@ -170,6 +170,9 @@ mod tests {
     use sqlx::error::ErrorKind;
 
     use super::*;
+    use crate::classify::Fate;
+    #[cfg(feature = "postgres")]
+    use crate::testing::refused;
 
     /// The error of a driver that we do not know, with its SQLSTATE.
     #[derive(Debug)]
@@ -263,6 +266,34 @@ mod tests {
     }
 
     #[test]
+    fn a_pool_without_a_free_connection_is_full_and_loses_none() {
+        let verdict = database(&sqlx::Error::PoolTimedOut, Phase::Connect);
+        assert_eq!((verdict.kind, verdict.fate), (Kind::Saturated, Fate::Keep));
+    }
+
+    #[test]
+    fn two_sides_that_do_not_agree_on_tls_need_somebodys_hand() {
+        let tls = sqlx::Error::Tls("unknown issuer".into());
+        let verdict = database(&tls, Phase::Connect);
+        assert_eq!((verdict.kind, verdict.fate), (Kind::Broken, Fate::Discard));
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn an_error_that_ends_the_session_is_more_than_one_that_does_not() {
+        let lost = (Kind::Ambiguous, Fate::Discard);
+        for (severity, judged) in [
+            ("ERROR", (Kind::Conflict, Fate::Keep)),
+            ("FATAL", lost),
+            ("PANIC", lost),
+        ] {
+            let error = refused(severity, "40001", "a rival was faster").await;
+            let verdict = database(&error, Phase::Statement);
+            assert_eq!((verdict.kind, verdict.fate), judged, "{severity}");
+        }
+    }
+
+    #[test]
     fn what_never_reached_the_database_says_nothing_about_it() {
         let encode = sqlx::Error::Encode("too large".into());
         assert_eq!(database(&encode, Phase::Statement).kind, Kind::Ignored);
@@ -275,6 +306,6 @@ mod tests {
         let decode = sqlx::Error::Decode("not a number".into());
         let verdict = database(&decode, Phase::Statement);
         assert_eq!(verdict.kind, Kind::Invalid);
-        assert_eq!(verdict.fate, crate::classify::Fate::Keep);
+        assert_eq!(verdict.fate, Fate::Keep);
     }
 }

@@ -163,3 +163,21 @@ pub enum Heal {
 pub fn lost(phase: Phase) -> DbVerdict {
     row::LOST.verdict(Severity::Error, phase)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Severity::{self, Error, Fatal, Panic};
+
+    #[test]
+    fn only_the_servers_own_words_take_more_than_the_statement() {
+        for (word, severity) in [
+            ("PANIC", Panic),
+            ("FATAL", Fatal),
+            ("ERROR", Error),
+            ("fatal", Error),
+            ("", Error),
+        ] {
+            assert_eq!(Severity::parse(word), severity, "{word:?}");
+        }
+    }
+}

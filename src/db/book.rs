@@ -169,9 +169,157 @@ impl Leases {
 
 #[cfg(all(test, not(steadfast_loom)))]
 mod tests {
+    use std::sync::Arc;
+
     use allocation_counter::measure;
+    use tokio::time::advance;
 
     use super::*;
+    use crate::event::{Name, Observer};
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// What was told, in a few words each.
+    #[derive(Default)]
+    struct Heard(Mutex<Vec<String>>);
+
+    impl Observer for Heard {
+        fn on_event(&self, event: &Event<'_>) {
+            let told = match event {
+                Event::Leak { name, lease } => format!("{name}: leak {}", lease.id),
+                Event::LeakReturned { name, lease } => format!("{name}: returned {}", lease.id),
+                Event::IdleInTransaction { name, lease } => format!("{name}: idle {}", lease.id),
+                Event::CommitResolved { name, committed } => {
+                    format!("{name}: committed {committed}")
+                }
+                other => panic!("nothing else is told here: {other:?}"),
+            };
+            self.0.lock().unwrap().push(told);
+        }
+    }
+
+    impl Heard {
+        fn reporter() -> (Arc<Self>, Reporter) {
+            let heard = Arc::new(Self::default());
+            let mut reporter = Reporter::new("db");
+            reporter.observe(heard.clone());
+            (heard, reporter)
+        }
+
+        fn take(&self) -> Vec<String> {
+            std::mem::take(&mut self.0.lock().unwrap())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_lease_is_told_of_with_what_it_does_until_it_is_closed() {
+        let (book, reporter) = (Book::new(time::now()), Reporter::new("db"));
+        let key = book.open(Taken::default(), Duration::ZERO, time::now());
+        advance(2 * SECOND).await;
+        let sql = SqlStr::from_static("SELECT 1");
+        book.activity(key, Activity::Running, Some(&sql));
+        advance(SECOND).await;
+        let oldest = book.oldest(time::now()).expect("it is open");
+        assert_eq!((oldest.age, oldest.activity_for), (3 * SECOND, SECOND));
+        assert_eq!(oldest.activity, Activity::Running);
+        assert_eq!(oldest.statement, Some(Name::new("SELECT 1")));
+        assert_eq!(book.in_use(), 1);
+        book.close(key, &reporter);
+        assert_eq!((book.in_use(), book.oldest(time::now())), (0, None));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_taken_and_given_back_changes_how_many_are_in_use() {
+        let (book, reporter) = (Book::new(time::now()), Reporter::new("db"));
+        let open = || book.open(Taken::default(), Duration::ZERO, time::now());
+        let (first, _second) = (open(), open());
+        advance(SECOND).await;
+        book.close(first, &reporter);
+        advance(SECOND).await;
+        assert_eq!(book.leases().usage.mean(time::now()), 1.5);
+    }
+
+    #[test]
+    fn a_wait_for_a_connection_is_no_call() {
+        let now = time::now();
+        let book = Book::new(now);
+        book.open(Taken::default(), 3 * SECOND, now);
+        let mut meters = book.meters();
+        assert_eq!(meters.waits.mean(now), 3 * SECOND);
+        assert_eq!(meters.calls.calls(now), 0);
+    }
+
+    #[test]
+    fn an_error_is_what_speaks_against_the_database() {
+        let now = time::now();
+        for (kinds, calls, error_rate) in [
+            (&[Kind::Success, Kind::Invalid, Kind::Conflict][..], 1, 0.0),
+            (&[Kind::Ignored, Kind::Saturated], 0, 0.0),
+            (&[Kind::Overloaded, Kind::Unavailable], 1, 1.0),
+            (&[Kind::TimedOut, Kind::Ambiguous, Kind::Broken], 1, 1.0),
+        ] {
+            for kind in kinds {
+                let book = Book::new(now);
+                book.settled(SECOND, *kind, now);
+                let counted = &mut book.meters().calls;
+                let found = (counted.calls(now), counted.error_rate(now));
+                assert_eq!(found, (calls, error_rate), "{kind}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_counted() {
+        let book = Book::new(time::now());
+        book.disconnected();
+        assert_eq!(book.meters().calls.disconnects(time::now()), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_overdue_is_told_once_and_a_leaks_return_as_well() {
+        let book = Book::new(time::now());
+        let (heard, reporter) = Heard::reporter();
+        let patience = Patience {
+            leak_after: 30 * SECOND,
+            idle_in_transaction_after: 10 * SECOND,
+        };
+        let key = book.open(Taken::default(), Duration::ZERO, time::now());
+        book.activity(key, Activity::InTransaction, None);
+        for (second, told) in [
+            (9, &[][..]),
+            (10, &["db: idle 1"]),
+            (29, &[]),
+            (30, &["db: leak 1"]),
+            (60, &[]),
+        ] {
+            let now = time::now() + second * SECOND;
+            book.report_overdue(&reporter, patience, now);
+            assert_eq!(heard.take(), told, "after {second} s");
+        }
+        book.close(key, &reporter);
+        assert_eq!(heard.take(), ["db: returned 1"]);
+        let early = book.open(Taken::default(), Duration::ZERO, time::now());
+        book.close(early, &reporter);
+        assert_eq!(heard.take(), [""; 0]);
+    }
+
+    #[test]
+    fn the_fates_of_commits_are_told_and_counted_apart() {
+        let book = Book::new(time::now());
+        let (heard, reporter) = Heard::reporter();
+        for committed in [true, true, false] {
+            book.fate(committed, &reporter);
+        }
+        let [committed, aborted] =
+            [&book.committed, &book.aborted].map(|counter| counter.load(Ordering::Relaxed));
+        assert_eq!((committed, aborted), (2, 1));
+        let told = [
+            "db: committed true",
+            "db: committed true",
+            "db: committed false",
+        ];
+        assert_eq!(heard.take(), told);
+    }
 
     #[test]
     fn to_write_a_lease_down_costs_no_memory_and_few_moves() {

@@ -507,6 +507,11 @@ mod tests {
     use proptest::{prop_assert, proptest};
 
     use super::{Config, redacted};
+    #[cfg(feature = "postgres")]
+    use crate::{
+        db::PoolerMode,
+        testing::{Log, refusing},
+    };
     use crate::{db::Preset, error::ConfigError};
 
     const URL: &str = "postgres://app:hunter2@db.example.com/shop";
@@ -723,6 +728,45 @@ mod tests {
         let error = Config::new(url).connect_options::<sqlx::Postgres>();
         let error = error.expect_err(url).to_string();
         assert!(error.contains("maybe"), "{error}");
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn only_who_may_be_behind_a_pooler_connects_once_more_without_settings() {
+        let settings = ("08P01", "unsupported startup parameter: options");
+        let password = ("28P01", "password authentication failed");
+        for (told, (code, message), without) in [
+            (None, settings, true),
+            (Some(PoolerMode::Direct), settings, false),
+            (None, password, false),
+        ] {
+            let (port, packets) = refusing("FATAL", code, message);
+            let url = format!("postgres://app@127.0.0.1:{port}/shop?sslmode=disable");
+            let config = Config::new(url);
+            let config = told.into_iter().fold(config, Config::pooler);
+            let error = config.connect::<sqlx::Postgres>().await.unwrap_err();
+            assert!(error.to_string().contains(message), "{error}");
+            let packets = packets.lock().unwrap();
+            let has_settings = |packet: &String| packet.contains("statement_timeout");
+            assert!(packets.first().is_some_and(has_settings), "{packets:?}");
+            let last = packets.last().is_some_and(has_settings);
+            assert_eq!(last, !without, "{told:?}: {message}");
+        }
+    }
+
+    #[cfg(feature = "postgres")]
+    #[tokio::test]
+    async fn that_it_is_behind_a_pooler_is_logged_with_the_reason() {
+        let logged = |host| {
+            let (log, _guard) = Log::begin();
+            let config = Config::new(format!("postgres://app@{host}/shop"));
+            drop(config.builder::<sqlx::Postgres>().unwrap());
+            log.text()
+        };
+        assert_eq!(logged("127.0.0.1"), "");
+        let expected =
+            " INFO behind a pooler mode=TransactionPlain why=\"the host's name says pooler\"\n";
+        assert_eq!(logged("pooler"), expected);
     }
 
     #[test]

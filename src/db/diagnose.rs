@@ -369,6 +369,17 @@ WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usename IS
 
 #[cfg(all(test, not(steadfast_loom)))]
 mod tests {
+    use std::{
+        io::{Read, Write},
+        net::TcpListener,
+        thread,
+    };
+
+    use sqlx::{
+        Connection,
+        postgres::{PgConnectOptions, PgSslMode},
+    };
+
     use super::*;
 
     #[test]
@@ -410,6 +421,42 @@ mod tests {
         let diagnosis = Diagnosis::of(vec![own, other], Duration::ZERO);
         let pids: Vec<_> = diagnosis.long_running.iter().map(|one| one.pid).collect();
         assert_eq!((pids, diagnosis.used), (vec![2], 2));
+    }
+
+    #[test]
+    fn a_name_needs_no_escape_and_a_time_is_one_that_the_server_knows() {
+        let sql = terminate("o'hara", Duration::from_millis(1_500));
+        assert!(sql.contains("decode('6f2768617261', 'hex')"), "{sql}");
+        assert!(sql.contains("make_interval(secs => 1.500000)"), "{sql}");
+        let sql = terminate("web", Duration::MAX);
+        let century = "make_interval(secs => 3153600000.000000)";
+        assert!(sql.contains(century), "{sql}");
+    }
+
+    #[tokio::test]
+    async fn without_a_name_that_tells_sessions_apart_the_server_is_not_asked() {
+        let mut connection = connected().await;
+        for name in ["", "b\u{fc}ro"] {
+            let ended = terminate_idle(&mut connection, name, Duration::ZERO).await;
+            let refused = matches!(ended, Err(sqlx::Error::InvalidArgument(_)));
+            assert!(refused, "{name:?}: {ended:?}");
+        }
+    }
+
+    /// To a server that lets it in, and then hangs up.
+    async fn connected() -> PgConnection {
+        const AUTHENTICATED: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+        const READY: &[u8] = b"Z\0\0\0\x05I";
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let _startup = stream.read(&mut [0; 1_024]).unwrap();
+            stream.write_all(&[AUTHENTICATED, READY].concat()).unwrap();
+        });
+        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1");
+        let options = options.port(port).ssl_mode(PgSslMode::Disable);
+        PgConnection::connect_with(&options).await.unwrap()
     }
 
     fn seen(pid: i32, state: &str, seconds: u64, statement: &str) -> Seen {

@@ -113,24 +113,16 @@ mod tests {
 
     #[cfg(feature = "postgres")]
     mod refusal {
-        use std::{
-            io::{Read, Write},
-            net::TcpListener,
-            thread,
-        };
-
-        use sqlx::{
-            Connection, PgConnection,
-            postgres::{PgConnectOptions, PgSslMode},
-        };
-
-        use crate::db::pooler::is_refusal;
+        use crate::{db::pooler::is_refusal, testing::refused};
 
         #[tokio::test]
         async fn a_pooler_that_refuses_settings_is_recognised() {
             for parameter in ["options", "extra_float_digits"] {
                 let message = format!("unsupported startup parameter: {parameter}");
-                assert!(is_refusal(&refused("08P01", &message).await), "{message}");
+                assert!(
+                    is_refusal(&refused("FATAL", "08P01", &message).await),
+                    "{message}"
+                );
             }
         }
 
@@ -141,34 +133,12 @@ mod tests {
                 ("42704", "unsupported startup parameter: options"),
                 ("28P01", "password authentication failed for user \"x\""),
             ] {
-                assert!(!is_refusal(&refused(code, message).await), "{message}");
+                assert!(
+                    !is_refusal(&refused("FATAL", code, message).await),
+                    "{message}"
+                );
             }
             assert!(!is_refusal(&sqlx::Error::PoolTimedOut));
-        }
-
-        /// What sqlx makes of a server that answers the startup packet so.
-        async fn refused(code: &str, message: &str) -> sqlx::Error {
-            let fields = format!("SFATAL\0VFATAL\0C{code}\0M{message}\0\0");
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            let port = listener.local_addr().unwrap().port();
-            let server = thread::spawn(move || {
-                let (mut stream, _) = listener.accept().unwrap();
-                let mut length = [0; 4];
-                stream.read_exact(&mut length).unwrap();
-                let mut packet = vec![0; u32::from_be_bytes(length) as usize - 4];
-                stream.read_exact(&mut packet).unwrap();
-                let length = u32::try_from(fields.len() + 4).unwrap();
-                stream.write_all(b"E").unwrap();
-                stream.write_all(&length.to_be_bytes()).unwrap();
-                stream.write_all(fields.as_bytes()).unwrap();
-            });
-            let options = PgConnectOptions::new_without_pgpass()
-                .host("127.0.0.1")
-                .port(port)
-                .ssl_mode(PgSslMode::Disable);
-            let error = PgConnection::connect_with(&options).await.unwrap_err();
-            server.join().unwrap();
-            error
         }
     }
 }

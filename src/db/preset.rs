@@ -248,7 +248,7 @@ mod tests {
     use std::time::Duration;
 
     use super::Preset;
-    use crate::error::LONGEST;
+    use crate::{breaker::WhenOpen, error::LONGEST};
 
     const OVER: Duration = LONGEST.saturating_add(Duration::from_nanos(1));
     const SECOND: Duration = Duration::from_secs(1);
@@ -258,6 +258,25 @@ mod tests {
         for preset in [Preset::web(), Preset::batch()] {
             assert_eq!(preset.check(), Ok(()), "{preset:?}");
         }
+    }
+
+    #[test]
+    fn a_batch_waits_longer_with_fewer_connections_and_sits_an_outage_out() {
+        type Time = fn(&Preset) -> Duration;
+        let (web, batch) = (Preset::web(), Preset::batch());
+        let times: &[(&str, Time)] = &[
+            ("connect", |preset| preset.connect),
+            ("acquire", |preset| preset.acquire),
+            ("statement", |preset| preset.statement),
+            ("lock", |preset| preset.lock),
+            ("idle_in_transaction", |preset| preset.idle_in_transaction),
+        ];
+        for (setting, time) in times {
+            assert!(time(&batch) > time(&web), "{setting}");
+        }
+        assert!(batch.connections() < web.connections());
+        assert_eq!(web.when_open, WhenOpen::Refuse);
+        assert!(matches!(batch.when_open, WhenOpen::Wait { .. }));
     }
 
     #[test]
@@ -348,6 +367,13 @@ mod tests {
             let error = set(Preset::web()).check().expect_err(message);
             assert_eq!(error.to_string(), format!("preset: {message}"));
         }
+    }
+
+    #[test]
+    fn a_lock_may_take_the_statements_whole_time_and_the_call_no_more() {
+        let preset = Preset::web().statement(7 * SECOND);
+        let preset = preset.lock(7 * SECOND).deadline(7 * SECOND);
+        assert_eq!(preset.check(), Ok(()));
     }
 
     #[test]

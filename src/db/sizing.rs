@@ -452,6 +452,17 @@ mod tests {
     }
 
     #[test]
+    fn the_largest_pool_of_all_may_be_as_busy_as_any_and_no_busier() {
+        let with = |calls| {
+            let builder = on_a_big_server(calls, Duration::from_secs(1));
+            builder.utilization(0.5).build()
+        };
+        let plan = with(5_000.0).unwrap();
+        assert_eq!((plan.pool_size, plan.utilization), (10_000, 0.5));
+        assert_eq!(with(5_000.1).unwrap_err().setting(), "calls_per_second");
+    }
+
+    #[test]
     fn a_quiet_service_has_two_connections() {
         let plan = PoolPlan::builder(0.1, MS).build().unwrap();
         assert_eq!((plan.pool_size, plan.connections), (2, 6));
@@ -503,7 +514,8 @@ mod tests {
     fn as_many_replicas_as_it_says_fit_and_one_more_does_not() {
         let with = |replicas| PoolPlan::builder(300.0, 20 * MS).replicas(replicas).build();
         let said = with(40).unwrap_err().to_string();
-        assert!(said.contains("; or run at most 25 replicas; or"), "{said}");
+        let advice = "; or run at most 25 replicas; or use a pooler by transaction that keeps 9 connections to the server";
+        assert!(said.ends_with(advice), "{said}");
         assert!(with(25).is_ok());
         assert_eq!(with(26).unwrap_err().setting(), "max_connections");
     }
@@ -561,6 +573,10 @@ mod tests {
             (
                 fine().utilization(1.0),
                 "utilization is 1.0, but must be over 0 and under 1",
+            ),
+            (
+                fine().utilization(0.0),
+                "utilization is 0.0, but must be over 0 and under 1",
             ),
             (
                 fine().utilization(f64::NAN),

@@ -604,6 +604,15 @@ mod tests {
     }
 
     #[test]
+    fn the_next_ones_turn_comes_at_the_end_of_the_gap() {
+        let start = crate::time::now();
+        let mut relay = Relay::new(HALF_HOUR, 20);
+        assert!(relay.is_due(HALF_HOUR.mul_f64(0.95), 0.0, start));
+        let end = start + Duration::from_millis(4_500);
+        assert!(relay.is_due(HALF_HOUR.mul_f64(0.95), 0.0, end));
+    }
+
+    #[test]
     fn who_is_too_old_does_not_wait_for_its_turn() {
         let now = crate::time::now();
         let mut relay = Relay::new(HALF_HOUR, 20);
@@ -619,7 +628,10 @@ mod tests {
 
         use sqlx::Sqlite;
 
-        use crate::db::{Config, Preset};
+        use crate::{
+            db::{Config, Preset},
+            testing::Log,
+        };
 
         #[test]
         fn a_pool_waits_for_connections_only_and_pings_none() {
@@ -641,6 +653,35 @@ mod tests {
             let config = Config::new("sqlite://shop.db").preset(preset);
             let pool = config.pool_options::<Sqlite>().unwrap();
             assert_eq!(pool.get_acquire_timeout(), Duration::from_secs(3));
+        }
+
+        #[tokio::test]
+        async fn a_connection_that_is_not_old_is_used_again() {
+            let file = tempfile::NamedTempFile::new().unwrap();
+            let config = Config::new(format!("sqlite://{}", file.path().display()))
+                .preset(Preset::web().pool_size(1));
+            let options = config.connect_options::<Sqlite>().unwrap();
+            let pool = config.pool_options::<Sqlite>().unwrap();
+            let pool = pool.connect_lazy_with(options);
+            for statement in ["CREATE TEMPORARY TABLE ours (id)", "SELECT id FROM ours"] {
+                let mut connection = pool.acquire().await.unwrap();
+                let done = sqlx::raw_sql(statement).execute(&mut *connection).await;
+                assert!(done.is_ok(), "{statement}: {done:?}");
+            }
+        }
+
+        #[tokio::test]
+        async fn checkouts_are_logged_if_that_is_asked_for() {
+            for echoes in [false, true] {
+                let config = Config::new("sqlite::memory:").echo_pool(echoes);
+                let options = config.connect_options::<Sqlite>().unwrap();
+                let pool = config.pool_options::<Sqlite>().unwrap();
+                let pool = pool.connect_lazy_with(options);
+                let (log, _guard) = Log::begin();
+                drop(pool.acquire().await.unwrap());
+                let log = log.text();
+                assert_eq!(log.contains("acquired connection"), echoes, "{log}");
+            }
         }
 
         #[test]

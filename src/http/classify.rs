@@ -108,3 +108,51 @@ fn unanswered(error: &(dyn error::Error + 'static)) -> Kind {
         Kind::Ambiguous
     }
 }
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use super::*;
+    use crate::{http::refusal_response, kind::by_error};
+
+    fn kind<E: error::Error + 'static>(error: E) -> Kind {
+        HttpStatus.classify(Err::<&Response<()>, _>(&error)).kind
+    }
+
+    /// Whoever answers in another way has made something else of the refusal.
+    #[test]
+    fn a_refusal_of_ours_is_judged_as_such_unless_it_was_answered_in_another_way() {
+        let rejected = Rejected::DeadlineExceeded { sent: false };
+        let mut response: Response<String> = refusal_response(&rejected);
+        for (status, kind) in [
+            (StatusCode::SERVICE_UNAVAILABLE, rejected.kind()),
+            (StatusCode::GATEWAY_TIMEOUT, rejected.kind()),
+            (StatusCode::TOO_MANY_REQUESTS, rejected.kind()),
+            (StatusCode::OK, Kind::Success),
+            (StatusCode::INTERNAL_SERVER_ERROR, Kind::Ambiguous),
+        ] {
+            *response.status_mut() = status;
+            let verdict = HttpStatus.classify(Ok::<_, &io::Error>(&response));
+            assert_eq!(verdict.kind, kind, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_call_that_was_not_answered_may_have_acted_unless_nobody_was_reached() {
+        let refused = || io::Error::from(io::ErrorKind::ConnectionRefused);
+        assert_eq!(kind(refused()), Kind::Unavailable);
+        assert_eq!(kind(io::Error::other(refused())), Kind::Unavailable);
+        let reset = io::Error::from(io::ErrorKind::ConnectionReset);
+        assert_eq!(kind(reset), Kind::Ambiguous);
+        assert_eq!(kind(std::fmt::Error), Kind::Ambiguous);
+    }
+
+    #[test]
+    fn errors_can_be_left_to_somebody_who_knows_more() {
+        let classify = HttpStatus::with_errors(by_error(|_: &io::Error| Kind::Broken));
+        let error = io::Error::from(io::ErrorKind::ConnectionRefused);
+        let failed = classify.classify(Err::<&Response<()>, _>(&error));
+        assert_eq!(failed.kind, Kind::Broken);
+        let answered = classify.classify(Ok(&Response::new(())));
+        assert_eq!(answered.kind, Kind::Success);
+    }
+}

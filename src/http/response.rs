@@ -157,6 +157,23 @@ mod tests {
     }
 
     #[test]
+    fn the_reason_can_be_read_by_a_program() {
+        let reasons = [
+            "circuit_open",
+            "deadline_exceeded",
+            "deadline_exceeded",
+            "queue_full",
+            "too_little_time",
+            "max_wait",
+        ];
+        for (rejected, reason) in ALL.iter().zip(reasons) {
+            let body = respond(rejected, UNAVAILABLE).into_body();
+            let field = format!(r#""reason":"{reason}"}}"#);
+            assert!(body.ends_with(&field), "{body}");
+        }
+    }
+
+    #[test]
     fn no_text_needs_to_be_escaped() {
         for rejected in &ALL {
             let text = rejected.to_string();

@@ -180,3 +180,106 @@ impl Shard {
         false
     }
 }
+
+#[cfg(all(test, not(steadfast_loom)))]
+mod tests {
+    use super::*;
+
+    /// How many this thread gets out of its own shard until it is empty.
+    fn take_all(permits: &Permits) -> usize {
+        (0..100).take_while(|_| permits.take()).count()
+    }
+
+    #[test]
+    fn a_limit_is_cut_up_where_each_shard_gets_eight() {
+        let shards = shard::shards();
+        assert_eq!(Permits::new(8 * shards).shards.len(), shards);
+        assert_eq!(Permits::new(8 * shards - 1).shards.len(), 1);
+    }
+
+    #[test]
+    fn shards_share_evenly_and_the_first_ones_get_the_rest() {
+        let permits = Permits::in_shards(11, 4);
+        assert_eq!(permits.free(), 11);
+        let taken = [0, 1, 2, 3].map(|shard| {
+            shard::set_mine(shard);
+            take_all(&permits)
+        });
+        assert_eq!(taken, [3, 3, 3, 2]);
+        assert_eq!(permits.free(), 0);
+    }
+
+    #[test]
+    fn a_thread_whose_shard_is_empty_moves_half_of_anothers_there() {
+        let permits = Permits::in_shards(18, 2);
+        shard::set_mine(0);
+        assert_eq!(take_all(&permits), 9);
+        assert!(permits.take_any());
+        assert_eq!(permits.free(), 8);
+        assert_eq!(take_all(&permits), 4, "five of nine, and one is taken");
+        shard::set_mine(1);
+        assert_eq!(take_all(&permits), 4);
+        assert!(!permits.take_any());
+    }
+
+    #[test]
+    fn what_is_given_back_lies_in_the_shard_of_whoever_gives_it() {
+        let permits = Permits::in_shards(2, 2);
+        shard::set_mine(0);
+        assert!(permits.take());
+        shard::set_mine(1);
+        assert!(permits.give());
+        permits.put();
+        assert_eq!(take_all(&permits), 3);
+        shard::set_mine(0);
+        assert!(permits.are_scarce());
+    }
+
+    #[test]
+    fn one_free_permit_is_not_scarce_and_a_closed_shard_is() {
+        let permits = Permits::in_shards(1, 1);
+        assert!(!permits.are_scarce());
+        assert!(permits.take());
+        assert!(permits.are_scarce());
+        assert!(permits.close());
+        assert!(permits.are_scarce());
+    }
+
+    #[test]
+    fn closed_shards_give_and_take_nothing_until_they_are_open() {
+        let permits = Permits::in_shards(2, 2);
+        assert!(permits.take_any() && permits.take_any());
+        assert!(permits.close());
+        for shard in [0, 1] {
+            shard::set_mine(shard);
+            assert!(!permits.give(), "the owner has to hand it on");
+            assert!(!permits.take() && !permits.take_any());
+        }
+        assert_eq!(permits.free(), 0);
+        permits.open();
+        for shard in [0, 1] {
+            shard::set_mine(shard);
+            assert!(permits.give());
+        }
+        assert_eq!(permits.free(), 2);
+    }
+
+    #[test]
+    fn to_close_takes_a_permit_that_is_free_and_leaves_all_open() {
+        let permits = Permits::in_shards(3, 2);
+        shard::set_mine(0);
+        assert_eq!(take_all(&permits), 2);
+        // The first shard is closed when the last permit of all is found.
+        assert!(!permits.close());
+        assert_eq!(permits.free(), 0);
+        assert!(permits.give());
+        assert_eq!(permits.free(), 1);
+    }
+
+    #[test]
+    fn to_open_loses_no_permit() {
+        let permits = Permits::in_shards(5, 1);
+        permits.open();
+        assert_eq!(permits.free(), 5);
+    }
+}

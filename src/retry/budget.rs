@@ -204,6 +204,55 @@ mod tests {
         assert_eq!(withdrawn + left, 4 * DEPOSITS / 10 + 5);
     }
 
+    #[test]
+    fn what_can_not_be_used_is_refused_with_its_name_and_range() {
+        let builder = Budget::builder;
+        for (builder, message) in [
+            (
+                builder().ratio(0.0),
+                "ratio is 0.0, but must be at least 0.000001 and at most 1",
+            ),
+            (
+                builder().ratio(1.1),
+                "ratio is 1.1, but must be at least 0.000001 and at most 1",
+            ),
+            (
+                builder().window(Duration::from_millis(9)),
+                "window is 9ms, but must be at least 10ms and at most 365 days",
+            ),
+            (
+                builder().floor(-1.0, 5),
+                "floor is -1.0, but must be at least 0 and at most 1000000 per second",
+            ),
+            (
+                builder().floor(1.0, 0),
+                "floor burst is 0, but must be at least 1 and at most 1000000",
+            ),
+        ] {
+            let error = builder.build().expect_err(message);
+            assert_eq!(error.to_string(), format!("budget: {message}"));
+        }
+        assert!(builder().floor(0.0, 0).build().is_ok(), "without a floor");
+    }
+
+    #[test]
+    fn a_success_that_its_shard_has_no_room_for_pays_all_the_same() {
+        let window = Duration::from_secs(3_600);
+        let builder = Budget::builder().ratio(1.0).window(window);
+        let budget = builder.floor(0.0, 0).build().unwrap();
+        // Nobody rolls the shard, as if all others were about to.
+        for _ in 0..u16::MAX {
+            budget.shared.tally.count(EPOCH, || 0, |_, _, _| {});
+        }
+        budget.deposit();
+        assert_eq!(drain(&budget, time::now()), u64::from(u16::MAX) + 1);
+    }
+
+    #[test]
+    fn it_is_shown_without_what_changes() {
+        assert_eq!(format!("{:?}", Budget::default()), "Budget { .. }");
+    }
+
     proptest! {
         #[test]
         fn what_is_taken_out_was_paid_in_or_refilled(

@@ -144,6 +144,16 @@ proptest! {
 }
 
 #[test]
+fn a_permit_at_hand_is_taken_without_the_lock() {
+    let gate = Gate::new(1, 2);
+    let line = lock(&gate.line);
+    assert!(gate.pass());
+    assert!(!gate.pass());
+    drop(line);
+    assert_eq!(gate.counts(), (1, 0));
+}
+
+#[test]
 fn a_key_whose_turn_is_over_names_nobody() {
     let now = start();
     let gate = Gate::new(1, 2);
