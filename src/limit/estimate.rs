@@ -1,9 +1,6 @@
 //! How long a call will take at least, judged by the last ones.
 
-use std::{
-    mem,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 /// A low percentile of the last service times; without samples it fades, so that it can't shut everybody out for ever.
 #[derive(Clone, Debug, Default)]
@@ -17,6 +14,9 @@ const SAMPLES: usize = 32;
 
 /// One call in so many is faster than the estimate: it should be too low rather than too high.
 const ONE_IN: usize = 10;
+
+/// So many samples are needed to know the percentile of all.
+const LOWEST: usize = SAMPLES / ONE_IN + 1;
 
 const HALF_LIFE: Duration = Duration::from_secs(1);
 
@@ -43,15 +43,13 @@ impl Estimate {
     fn low(&self) -> Duration {
         let samples = &self.samples[..self.taken.min(SAMPLES)];
         // The lowest ones, in order.
-        let mut lowest = [Duration::MAX; SAMPLES / ONE_IN + 1];
+        let mut lowest = [Duration::MAX; LOWEST];
         for mut sample in samples.iter().copied() {
-            if sample >= lowest[SAMPLES / ONE_IN] {
+            if sample >= lowest[LOWEST - 1] {
                 continue;
             }
             for low in &mut lowest {
-                if sample < *low {
-                    mem::swap(&mut sample, low);
-                }
+                (*low, sample) = (sample.min(*low), sample.max(*low));
             }
         }
         lowest[samples.len() / ONE_IN]
