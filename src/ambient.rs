@@ -205,6 +205,18 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn all_layers_of_one_poll_wait_since_the_same_instant_and_the_next_call_is_told_anew() {
+        polls();
+        let first = waits_since();
+        set_in_line(true);
+        advance(SECOND).await;
+        assert_eq!((waits_since(), is_in_line()), (first, true));
+        polls();
+        assert_eq!(waits_since(), first + SECOND.into());
+        assert!(!is_in_line());
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn a_length_counts_from_when_it_is_first_asked_for_and_then_stays() {
         let now = time::now();
         let mut bound = Bound::NONE.within(3 * SECOND);

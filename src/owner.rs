@@ -95,6 +95,7 @@ mod tests {
         let value = Arc::new(7);
         let watch = Arc::downgrade(&value);
         let owners = Owners::in_shards(value, 4);
+        assert_eq!(format!("{owners:?} {}", *owners), "7 7");
         let (first, second) = (owners.owner(), owners.clone().owner());
         drop((owners, first));
         assert_eq!(*second, 7);
