@@ -83,7 +83,7 @@ impl Tally {
 
     /// Counts one success of `epoch`. `tick` reads the clock; `roll(shard, tick, more)` rolls a shard under the owner's lock
     /// and counts `more` besides.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn count(
         &self,
         epoch: u64,
@@ -91,22 +91,26 @@ impl Tally {
         roll: impl FnOnce(usize, u64, u64),
     ) {
         let mine = mine();
-        match self.add(mine, epoch) {
-            Added::Counted | Added::Stale => {}
-            Added::ReadClock => {
-                let tick = tick();
-                if self.is_behind(mine, tick) {
-                    roll(mine, tick, 0);
-                }
-            }
-            Added::Full => roll(mine, tick(), 1),
+        let added = self.add(mine, epoch);
+        if matches!(added, Added::ReadClock | Added::Full) {
+            self.catch_up(mine, added, tick(), roll);
+        }
+    }
+
+    /// The rest of it, where the clock had to be read.
+    #[cold]
+    fn catch_up(&self, shard: usize, added: Added, tick: u64, roll: impl FnOnce(usize, u64, u64)) {
+        if added == Added::Full {
+            roll(shard, tick, 1);
+        } else if self.is_behind(shard, tick) {
+            roll(shard, tick, 0);
         }
     }
 
     /// Counts one success of `epoch` in `shard`.
     ///
     /// Only the lowest 8 bits of the epoch are compared: the caller has seen just now that the epoch holds.
-    #[inline]
+    #[inline(always)]
     fn add(&self, shard: usize, epoch: u64) -> Added {
         let shard = self.shard(shard);
         let mut seen = shard.word.load(Ordering::Relaxed);
