@@ -17,7 +17,7 @@ pub(crate) struct Bell {
 }
 
 struct State {
-    listener: Waker,
+    listener: Option<Waker>,
     rung: bool,
 }
 
@@ -26,7 +26,7 @@ impl Bell {
     pub(crate) fn new() -> Self {
         Self {
             state: Mutex::new(State {
-                listener: Waker::noop().clone(),
+                listener: None,
                 rung: true,
             }),
         }
@@ -34,6 +34,11 @@ impl Bell {
 
     /// From now on a ring wakes `listener`; returns whether it has rung already.
     pub(crate) fn listen(&self, listener: Waker) -> bool {
+        self.replace(Some(listener))
+    }
+
+    #[inline]
+    fn replace(&self, listener: Option<Waker>) -> bool {
         let mut state = lock(&self.state);
         let before = mem::replace(&mut state.listener, listener);
         let rung = state.rung;
@@ -45,7 +50,8 @@ impl Bell {
     /// The same where it may be `listener` that listens already.
     pub(crate) fn keep_listening(&self, listener: &Waker) -> bool {
         let state = lock(&self.state);
-        if state.listener.will_wake(listener) {
+        let before = state.listener.as_ref();
+        if before.is_some_and(|before| before.will_wake(listener)) {
             return state.rung;
         }
         drop(state);
@@ -54,7 +60,7 @@ impl Bell {
 
     /// Nobody listens any more.
     pub(crate) fn leave(&self) {
-        self.listen(Waker::noop().clone());
+        self.replace(None);
     }
 
     /// What it rang for is seen to.
@@ -68,10 +74,10 @@ impl Bell {
     }
 
     /// It has rung, whether or not somebody listens; returns who did, to be woken.
-    fn ring(&self) -> Waker {
+    fn ring(&self) -> Option<Waker> {
         let mut state = lock(&self.state);
         state.rung = true;
-        mem::replace(&mut state.listener, Waker::noop().clone())
+        state.listener.take()
     }
 }
 
@@ -81,7 +87,9 @@ impl Wake for Bell {
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
-        self.ring().wake();
+        if let Some(listener) = self.ring() {
+            listener.wake();
+        }
     }
 }
 
@@ -165,7 +173,7 @@ mod model {
             bell.mute();
             let ringer = {
                 let bell = bell.clone();
-                thread::spawn(move || bell.ring().wake())
+                thread::spawn(move || bell.wake_by_ref())
             };
             let flag = Arc::new(Flag(AtomicBool::new(false)));
             let rung = bell.listen(flag.clone().into());
@@ -183,7 +191,7 @@ mod model {
                 let (bell, is_due) = (bell.clone(), is_due.clone());
                 thread::spawn(move || {
                     is_due.store(true, Ordering::Release);
-                    bell.ring().wake();
+                    bell.wake_by_ref();
                 })
             };
             bell.mute();
