@@ -53,6 +53,9 @@ impl<S, C: Clone> Layer<S> for RetryLayer<C> {
 ///
 /// Always ready; holds nothing between calls. It is a service only where both the request and the inner service are `Clone`, as each may be
 /// needed for another attempt.
+///
+/// The first attempt calls the inner service itself; others call clones of it as it was before the first call. What clones of a service are to know of
+/// each other they have to share, as ever with tower.
 #[derive(Clone, Debug)]
 pub struct RetryService<S, C> {
     inner: S,
@@ -63,7 +66,8 @@ pub struct RetryService<S, C> {
 /// What another attempt takes. It is shared, so that the first one need not clone the service.
 #[derive(Debug)]
 struct Again<S> {
-    // Nobody calls it: each attempt but the first gets a clone of it. Empty before the first call.
+    // Nobody calls it: each attempt but the first gets a clone of it, as it was before the first call. Locked only to be cloned, which is
+    // code of the user's: that can't reach this lock, as nothing but the future of a retry takes it.
     service: OnceLock<Mutex<S>>,
     retry: Arc<Retry>,
 }
