@@ -160,7 +160,7 @@ impl Drop for Entered<'_> {
 thread_local! {
     static IN_LINE: Cell<bool> = const { Cell::new(false) };
     static WAITS_SINCE: Cell<Stamp> = const { Cell::new(Stamp::NONE) };
-    // Apart: read as one, just after they were written as two, they would not come out of the store buffer, which takes longer than all the rest.
+    // Apart: where two words are written one by one and read as one a moment later, the read waits for both to leave the store buffer.
     static AT: Cell<Stamp> = const { Cell::new(Stamp::NONE) };
     static WITHIN: Cell<Span> = const { Cell::new(Span::NONE) };
 }
