@@ -35,7 +35,7 @@ impl<T> Owners<T> {
     /// An owner for a call of this thread.
     #[inline]
     pub(crate) fn owner(&self) -> Owner<T> {
-        self.lines[shard::mine() & (self.lines.len() - 1)].clone()
+        shard::of_mine(&self.lines).clone()
     }
 }
 

@@ -196,6 +196,12 @@ pub(crate) fn shards() -> usize {
 
 const MOST: usize = 64;
 
+/// This thread's one of `shards`, whose number is a power of two.
+#[inline]
+pub(crate) fn of_mine<T>(shards: &[T]) -> &T {
+    &shards[mine() & (shards.len() - 1)]
+}
+
 /// This thread's shard; threads take turns.
 #[inline]
 pub(crate) fn mine() -> usize {

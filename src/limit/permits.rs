@@ -135,7 +135,7 @@ impl Permits {
 
     #[inline]
     fn mine(&self) -> &Shard {
-        &self.shards[shard::mine() & (self.shards.len() - 1)]
+        shard::of_mine(&self.shards)
     }
 }
 
