@@ -1,7 +1,7 @@
 use std::{
     future::Future,
     pin::Pin,
-    sync::{Arc, OnceLock},
+    sync::OnceLock,
     task::{Context, Poll, ready},
     time::Duration,
 };
@@ -23,13 +23,12 @@ use crate::{
 /// Puts a [`Retry`] around a service; see the [module](crate::retry).
 #[derive(Clone, Debug)]
 pub struct RetryLayer<C> {
-    retry: Arc<Retry>,
+    retry: Retry,
     classify: C,
 }
 
 impl<C> RetryLayer<C> {
     pub(super) fn new(retry: Retry, classify: C) -> Self {
-        let retry = Arc::new(retry);
         Self { retry, classify }
     }
 }
@@ -69,7 +68,7 @@ struct Again<S> {
     // Nobody calls it: each attempt but the first gets a clone of it, as it was before the first call. Locked only to be cloned, which is
     // code of the user's: that can't reach this lock, as nothing but the future of a retry takes it.
     service: OnceLock<Mutex<S>>,
-    retry: Arc<Retry>,
+    retry: Retry,
 }
 
 impl<S, C, Req> Service<Req> for RetryService<S, C>
