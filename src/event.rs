@@ -433,7 +433,7 @@ mod tests {
     use std::{collections::HashSet, hash::DefaultHasher, sync::Mutex};
 
     use super::*;
-    use crate::testing::Log;
+    use crate::testing::{CAUSES, Log};
 
     #[test]
     fn leases_are_logged_as_lines() {
@@ -526,20 +526,10 @@ mod tests {
             State::ForcedOpen,
             State::ForcedClosed,
         ];
-        let causes = [
-            Cause::FailureRate,
-            Cause::Consecutive,
-            Cause::SlowRate,
-            Cause::OpenTimeOver,
-            Cause::ProbeFailed,
-            Cause::ProbeExpired,
-            Cause::ProbesSucceeded,
-            Cause::Asked,
-        ];
         let reasons = [GaveUp::Attempts, GaveUp::Deadline, GaveUp::Budget];
         assert_distinct(&states.map(State::as_str));
         assert_distinct(&states.map(|state| state.to_string()));
-        assert_distinct(&causes.map(Cause::as_str));
+        assert_distinct(&CAUSES.map(Cause::as_str));
         assert_distinct(&reasons.map(GaveUp::as_str));
     }
 

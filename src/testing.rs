@@ -7,6 +7,9 @@ use std::{
     sync::{Arc, Mutex},
 };
 
+#[cfg(not(steadfast_loom))]
+use crate::event::Cause;
+
 /// An instant to count from, with room before it.
 #[allow(
     clippy::disallowed_methods,
@@ -21,32 +24,58 @@ pub(crate) fn at(start: Instant, seconds: f64) -> Instant {
     start + Duration::from_secs_f64(seconds)
 }
 
+/// Every cause for a change of state.
+#[cfg(not(steadfast_loom))]
+pub(crate) const CAUSES: [Cause; 8] = [
+    Cause::FailureRate,
+    Cause::Consecutive,
+    Cause::SlowRate,
+    Cause::OpenTimeOver,
+    Cause::ProbeFailed,
+    Cause::ProbeExpired,
+    Cause::ProbesSucceeded,
+    Cause::Asked,
+];
+
 /// What sqlx makes of a PostgreSQL that answers the startup packet so.
 #[cfg(feature = "postgres")]
 pub(crate) async fn refused(severity: &str, code: &str, message: &str) -> sqlx::Error {
+    let (port, _) = refusing(severity, code, message);
+    connect(port).await.unwrap_err()
+}
+
+/// A connection to the PostgreSQL, or what passes for one, on this port.
+#[cfg(feature = "postgres")]
+pub(crate) async fn connect(port: u16) -> Result<sqlx::PgConnection, sqlx::Error> {
     use sqlx::{
         Connection, PgConnection,
         postgres::{PgConnectOptions, PgSslMode},
     };
 
-    let (port, _) = refusing(severity, code, message);
     let options = PgConnectOptions::new_without_pgpass()
         .host("127.0.0.1")
         .port(port)
         .ssl_mode(PgSslMode::Disable);
-    PgConnection::connect_with(&options).await.unwrap_err()
+    PgConnection::connect_with(&options).await
 }
 
 /// A PostgreSQL that answers every startup packet so, until the tests end: its port, and the packets.
 #[cfg(feature = "postgres")]
 pub(crate) fn refusing(severity: &str, code: &str, message: &str) -> (u16, Packets) {
+    let fields = format!("S{severity}\0V{severity}\0C{code}\0M{message}\0\0");
+    let length = u32::try_from(fields.len() + 4).unwrap().to_be_bytes();
+    answering([b"E", &length[..], fields.as_bytes()].concat())
+}
+
+/// The same with this answer, after which it hangs up.
+#[cfg(feature = "postgres")]
+pub(crate) fn answering(answer: Vec<u8>) -> (u16, Packets) {
     use std::{
         io::{Read, Write},
         net::TcpListener,
         thread,
     };
 
-    let fields = format!("S{severity}\0V{severity}\0C{code}\0M{message}\0\0");
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = listener.local_addr().unwrap().port();
     let packets = Packets::default();
@@ -60,10 +89,7 @@ pub(crate) fn refusing(severity: &str, code: &str, message: &str) -> (u16, Packe
             stream.read_exact(&mut packet).unwrap();
             let text = String::from_utf8_lossy(&packet).into_owned();
             answered.lock().expect("nobody panics with it").push(text);
-            let length = u32::try_from(fields.len() + 4).unwrap();
-            stream.write_all(b"E").unwrap();
-            stream.write_all(&length.to_be_bytes()).unwrap();
-            stream.write_all(fields.as_bytes()).unwrap();
+            stream.write_all(&answer).unwrap();
         }
     });
     (port, packets)

@@ -369,18 +369,8 @@ WHERE coalesce(backend_type, 'client backend') = 'client backend' AND usename IS
 
 #[cfg(all(test, not(steadfast_loom)))]
 mod tests {
-    use std::{
-        io::{Read, Write},
-        net::TcpListener,
-        thread,
-    };
-
-    use sqlx::{
-        Connection,
-        postgres::{PgConnectOptions, PgSslMode},
-    };
-
     use super::*;
+    use crate::testing::{answering, connect};
 
     #[test]
     fn a_diagnosis_is_tables() {
@@ -447,16 +437,8 @@ mod tests {
     async fn connected() -> PgConnection {
         const AUTHENTICATED: &[u8] = b"R\0\0\0\x08\0\0\0\0";
         const READY: &[u8] = b"Z\0\0\0\x05I";
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = listener.local_addr().unwrap().port();
-        thread::spawn(move || {
-            let (mut stream, _) = listener.accept().unwrap();
-            let _startup = stream.read(&mut [0; 1_024]).unwrap();
-            stream.write_all(&[AUTHENTICATED, READY].concat()).unwrap();
-        });
-        let options = PgConnectOptions::new_without_pgpass().host("127.0.0.1");
-        let options = options.port(port).ssl_mode(PgSslMode::Disable);
-        PgConnection::connect_with(&options).await.unwrap()
+        let (port, _) = answering([AUTHENTICATED, READY].concat());
+        connect(port).await.unwrap()
     }
 
     fn seen(pid: i32, state: &str, seconds: u64, statement: &str) -> Seen {

@@ -7,7 +7,10 @@ use proptest::{
 };
 
 use super::*;
-use crate::{ring::BUCKETS, testing::start};
+use crate::{
+    ring::BUCKETS,
+    testing::{CAUSES, start},
+};
 
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
@@ -780,17 +783,7 @@ fn the_steps_that_it_is_compared_by_reach_everything() {
         "forced closed",
     ]
     .map(|state| format!("to {state}"));
-    let causes = [
-        Cause::FailureRate,
-        Cause::Consecutive,
-        Cause::SlowRate,
-        Cause::OpenTimeOver,
-        Cause::ProbeFailed,
-        Cause::ProbeExpired,
-        Cause::ProbesSucceeded,
-        Cause::Asked,
-    ]
-    .map(|cause| format!("because of {}", cause.as_str()));
+    let causes = CAUSES.map(|cause| format!("because of {}", cause.as_str()));
     let results = [
         "late: false, twice: false",
         "late: true, twice: false",

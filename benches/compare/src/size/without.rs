@@ -1,15 +1,12 @@
 //! A program that makes calls, for `--bench size`.
 
+mod ask;
+
 use std::io;
 
 use tokio::runtime::Builder;
 
-async fn ask(question: u64) -> io::Result<u64> {
-    tokio::task::yield_now().await;
-    question
-        .checked_add(1)
-        .ok_or_else(|| io::ErrorKind::InvalidInput.into())
-}
+use crate::ask::ask;
 
 fn main() -> io::Result<()> {
     let runtime = Builder::new_current_thread().enable_time().build()?;
